@@ -1,0 +1,1 @@
+"""Where in this image the network saw what it says."""

@@ -1,0 +1,1 @@
+"""The filter database: collect convolution filters from models, store them, query them."""
