@@ -1,0 +1,156 @@
+"""Prepared pictures of one model on its device, and what they cost once: one forward serves every method that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xai import seeds
+from xai.errors import error
+from xai.images import Image
+from xai.layers import Capture, LayerView
+from xai.preprocessing import Frame, Prepared
+from xai.targets import Bound, Target
+
+if TYPE_CHECKING:
+    from xai.model import Model
+
+
+class Batch:
+    """Up to 32 prepared pictures of one model.
+
+    `inputs` (n, C, H, W) on the model's device and in its precision, `seen` the same as (H, W, 3) uint8 pictures, `frames` the way
+    back to the originals, `hashes` the pictures' content hashes. The forward is computed once and dropped with the batch.
+    """
+
+    def __init__(self, model: Model, images: Sequence[Image], prepared: Sequence[Prepared], seed: int = 0,
+                 truth: Sequence[int | str | None] = ()) -> None:
+        self.model = model
+        self.images = tuple(images)
+        self.inputs: Tensor = torch.stack([p.input for p in prepared]).to(model.device, model.dtype)
+        self.seen: tuple[np.ndarray, ...] = tuple(p.seen for p in prepared)
+        self.frames: tuple[Frame, ...] = tuple(p.frame for p in prepared)
+        self.hashes = tuple(image.hash for image in images)
+        self.truth = tuple(truth) or tuple(image.label for image in images)
+        self.seed = seed
+        self._wanted: dict[str, LayerView] = {}
+        self._captured: dict[LayerView, Tensor] = {}
+        self._graph: Tensor | None = None
+        self._bound: dict[tuple[str, str], Bound] = {}
+        self._gradients: dict[tuple[LayerView, int], tuple[Bound, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def boxes(self, i: int) -> np.ndarray | None:
+        """The boxes (k, 4) of picture i in the input's pixels, or None."""
+        found = self.images[i].boxes
+        return None if found is None else self.frames[i].to_input(found)
+
+    def generator(self, i: int, method: str) -> torch.Generator:
+        """Random numbers for picture i and a method: the same whatever batch the picture is in."""
+        return seeds.generator(self.seed, self.hashes[i], method)
+
+    def want(self, *layers: str) -> None:
+        """Name layers before the forward, so that one forward records them all."""
+        for layer in layers:
+            if layer not in self._wanted:
+                self._wanted[layer] = self.model.view(layer, self.inputs[:1])
+                self._graph = None
+
+    def view(self, layer: str = "auto") -> LayerView:
+        """How that layer's output is read as a map."""
+        self.want(layer)
+        return self._wanted[layer]
+
+    def output(self) -> Tensor:
+        """What the head says: logits (n, classes), or (n, channels, h, w); detached."""
+        return self._forward().detach()
+
+    def scores(self) -> Tensor:
+        """Probabilities (n, classes): softmax of the logits, a sigmoid where the head is multi-label."""
+        output = self.output().float()
+        return output.sigmoid() if self.model.head.kind == "multi-label" else output.softmax(1)
+
+    def bind(self, target: Target) -> Bound:
+        """The target fixed for these pictures."""
+        if target.function is not None:
+            return target.bind(self.output())
+        key = (target.text, target.unless)
+        if key not in self._bound:
+            self._bound[key] = target.bind(self.output(), kind=self.model.head.kind, labels=self.model.labels,
+                                           truth=self.truth, embed=self.model.embed)
+        return self._bound[key]
+
+    def activations(self, layer: str = "auto") -> Tensor:
+        """(n, K, h, w), detached, of the common forward."""
+        view = self.view(layer)
+        self._forward()
+        return view.to_map(self._captured[view].detach())
+
+    def gradients(self, layer: str, bound: Bound) -> Tensor:
+        """(n, K, h, w): the gradient of the target with respect to the layer's output; nothing below the layer is recorded.
+
+        Raises XaiError where the gradient does not reach the layer.
+        """
+        self.model.need("gradients")
+        view = self.view(layer)
+        output = self._forward()
+        key = (view, id(bound))
+        if key not in self._gradients:
+            with torch.enable_grad():
+                score = bound(output).sum()
+                found = torch.autograd.grad(score, self._captured[view], retain_graph=True, allow_unused=True)[0] \
+                    if score.requires_grad else None
+            self.model.cost.backwards += len(self)
+            if found is None:
+                raise error(f"the layer {view.name!r}", "one that the target's gradient reaches", "a layer beside its path",
+                            "Name another with --layer, or take auto")
+            self._gradients[key] = (bound, found)  # the bound is kept, so that its id stays its own
+        return view.to_map(self._gradients[key][1].detach())
+
+    def score(self, inputs: Tensor, bound: Bound) -> Tensor:
+        """(m,): the target on other inputs (m, C, H, W); `bound` must speak of m pictures. No gradient."""
+        with torch.no_grad():
+            return bound(self.model(inputs))
+
+    def input_gradient(self, inputs: Tensor, bound: Bound) -> tuple[Tensor, Tensor]:
+        """(score (m,), gradient (m, C, H, W)) of the target at other inputs, through frozen parameters."""
+        self.model.need("gradients")
+        with torch.enable_grad():
+            leaf = inputs.detach().clone().requires_grad_()
+            score = bound(self.model.run(leaf))
+            gradient = torch.autograd.grad(score.sum(), leaf, allow_unused=True)[0] if score.requires_grad else None
+        self.model.cost.backwards += len(inputs)
+        if gradient is None:
+            raise error("the model", "differentiable for this method", "an output that no gradient reaches",
+                        "Use a method that needs only forwards: `xai methods list` names them")
+        return score.detach(), gradient
+
+    def _forward(self) -> Tensor:
+        if self._graph is not None:
+            return self._graph
+        self._gradients.clear()
+        views = list(self._wanted.values())
+        if not views or "gradients" not in self.model.capabilities:
+            with torch.no_grad():
+                self._graph = self.model.run(self.inputs) if not views else self._recorded(views)
+        else:
+            with torch.enable_grad():
+                self._graph = self._recorded(views)
+        return self._graph
+
+    def _recorded(self, views: list[LayerView]) -> Tensor:
+        self.model.need("hooks")
+        module = self.model.runner(view.name for view in views)
+        with Capture(module, views, cut=torch.is_grad_enabled()) as capture:
+            output = self.model.run(self.inputs, module)
+        missing = [view.name for view in views if view not in capture.values]
+        if missing:
+            raise error("the layer", "one that runs in every forward", repr(missing[0]), "Name another with --layer")
+        self._captured = dict(capture.values)
+        return output

@@ -1,0 +1,372 @@
+"""A model: a callable with everything that belongs to its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xai import seeds
+from xai.batch import Batch
+from xai.errors import XaiError, error
+from xai.fast import Fast, fast_form, freeze
+from xai.heads import Head, resolve_head
+from xai.images import Image, Images, load_images
+from xai.layers import LayerView
+from xai.preprocessing import Prepared, Preprocessing
+from xai.resolver import resolve_layer
+from xai.result import ModelRecord
+from xai.targets import Target
+
+MAX_CHUNK = 32
+MMAP_THRESHOLD = 32 << 20  # glibc maps, faults and unmaps every larger block anew: activations stay under it
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WANTS = {"gradients": "gradients", "hooks": "access to its layers", "forward": "a forward"}
+
+
+@dataclass
+class PassCount:
+    """Forwards and backwards so far, counted in pictures."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+class Model:
+    """A network with its preprocessing, class names, head, identity and capabilities.
+
+    module: the network (kept as it is, never changed), or None with `forward`, a callable (n, C, H, W) -> (n, classes), for a model
+    that can only be run. mean, std: per channel, in the units of `range`; size: input (height, width) or one number. labels: class
+    names in order. Capabilities: "forward", "gradients", "hooks". Raises XaiError where these do not fit together.
+    """
+
+    def __init__(self, module: nn.Module | None = None, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+                 size: int | tuple[int, int] | None = None, labels: Sequence[str] | None = None,
+                 preprocessing: Preprocessing | None = None, forward: Callable[[Tensor], Any] | None = None,
+                 capabilities: Iterable[str] | None = None, spec: str = "", weights: str = "as given",
+                 weights_hash: str | None = None, random_weights: bool = False, runs_code: bool = False, channels: int = 3,
+                 layer: str = "auto", grid: tuple[int, int] | None = None, head: str | None = None, output: str | None = None,
+                 device: str | torch.device | None = None, precision: str | None = None, notes: Sequence[str] = ()) -> None:
+        if (module is None) == (forward is None):
+            raise error("a Model", "made from a module or from a forward callable", "both or neither", "Give one of them")
+        self._module, self._call = module, forward
+        self.spec = spec or f"module:{type(module or forward).__name__}"
+        self.labels = tuple(labels) if labels is not None else None
+        self.capabilities = frozenset(capabilities if capabilities is not None else
+                                      ("forward", "gradients", "hooks") if module is not None else ("forward",))
+        self.preprocessing = preprocessing or _given(mean, std, size, channels)
+        self.weights, self.random_weights, self.runs_code = weights, random_weights, runs_code
+        self.notes = list(notes)
+        self.cost = PassCount()
+        self.device, self.dtype = self._placed(device, precision)
+        self.options = {"layer": layer, "grid": grid, "head": head, "output": output}
+        self._hash, self._head = weights_hash, None if head is None or output is None else None
+        self._fast: Fast | None = None
+        self._views: dict[tuple[str, tuple[int, ...]], LayerView] = {}
+        self._largest: int | None = None
+
+    def _placed(self, device: str | torch.device | None, precision: str | None) -> tuple[torch.device, torch.dtype]:
+        first = next(iter(self._module.parameters()), None) if self._module is not None else None
+        place = pick_device(device) if device is not None else (first.device if first is not None else torch.device("cpu"))
+        if precision is not None and precision not in PRECISIONS:
+            raise error("the precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Name one with --precision")
+        dtype = PRECISIONS[precision] if precision else torch.float32
+        if first is not None and precision is None and first.is_floating_point():
+            dtype = first.dtype
+        if self._module is not None and (device is not None or precision is not None):
+            self._module = self._module.to(place, dtype)
+        return place, dtype
+
+    # --- identity ---
+    @property
+    def weights_hash(self) -> str:
+        """Hex sha256, first 16 digits, of all parameters and buffers by name."""
+        if self._hash is None:
+            self._hash = hash_state(self._module.state_dict()) if self._module is not None else "unknown"
+        return self._hash
+
+    @property
+    def head(self) -> Head:
+        """What the output is."""
+        if self._head is None:
+            with torch.no_grad():
+                self._probe(self.example())
+        assert self._head is not None
+        return self._head
+
+    def record(self, layer: str | None = None) -> ModelRecord:
+        """The identity as the record keeps it; with `layer`, also which layer that names and why."""
+        view = self.view(layer) if layer is not None and "hooks" in self.capabilities else None
+        parameters = sum(p.numel() for p in self._module.parameters()) if self._module is not None else 0
+        return ModelRecord(
+            spec=self.spec, weights_hash=self.weights_hash, weights=self.weights, random_weights=self.random_weights,
+            runs_code=self.runs_code, layer=view.name if view else "", layer_reason=view.reason if view else "",
+            grid=view.grid if view else None, head=f"{self.head.kind} ({self.head.size})", head_reason=self.head.reason,
+            preprocessing=self.preprocessing.describe(), preprocessing_reason=self.preprocessing.reason,
+            parameters=parameters, capabilities=tuple(sorted(self.capabilities)), notes=tuple(self.notes))
+
+    def need(self, capability: str) -> None:
+        """Raise XaiError where the model cannot do that."""
+        if capability not in self.capabilities:
+            raise error("the model", f"one that gives {WANTS[capability]} for this method", f"{self.spec}, which does not",
+                        "Use a method that needs only forwards (`xai methods list`), or the network's own code and weights")
+
+    # --- running ---
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits (n, classes), or whatever the head holds, of prepared inputs (n, C, H, W). No gradient is recorded."""
+        with torch.no_grad():
+            return self.run(inputs.to(self.device, self.dtype))
+
+    def run(self, inputs: Tensor, module: nn.Module | None = None) -> Tensor:
+        """One counted forward in the caller's grad mode, in the fast form unless a module is given."""
+        self.cost.forwards += len(inputs)
+        call: Any = module if module is not None else self._call if self._call is not None else self.fast.module
+        output = self._told(lambda: call(inputs), inputs)
+        if self._head is None:
+            self._head = resolve_head(output, self.options["head"], self.options["output"])
+        return self._head.read(output)
+
+    def _told(self, call: Callable[[], Any], inputs: Tensor) -> Any:
+        try:
+            return call()
+        except XaiError:
+            raise
+        except (torch.OutOfMemoryError, MemoryError) as problem:
+            raise error("the memory", f"enough for {len(inputs)} pictures of {tuple(inputs.shape[1:])}", "too little",
+                        "Lower --memory, or use smaller pictures") from problem
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, KeyError) as problem:
+            first = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__
+            raise error("the input", f"one that {self.spec} can run", f"{tuple(inputs.shape)}: {first}",
+                        "Check size and channels (?size= on the spec), or the model's own code") from problem
+
+    @property
+    def fast(self) -> Fast:
+        """Conv+BN folded, channels-last, frozen; built once."""
+        if self._fast is None:
+            assert self._module is not None
+            with self._kept():
+                self._module.eval()
+                self._fast = self._told(lambda: fast_form(self._module, self.example()), self.example())  # type: ignore[arg-type]  # asserted above
+                freeze(self._fast.module) if self._fast.module is not self._module else None
+        return self._fast
+
+    def runner(self, layers: Iterable[str]) -> nn.Module:
+        """The module whose named layers give the network's own values: the fast form unless a layer was folded away."""
+        if not any(name in self.fast.folded for name in layers):
+            return self.fast.module
+        assert self._module is not None
+        if not hasattr(self, "_plain"):
+            import copy
+
+            self._plain = freeze(copy.deepcopy(self._module))
+        return self._plain
+
+    def example(self) -> Tensor:
+        """A seeded noise input (1, C, H, W), so that what is asked of the network does not depend on a picture."""
+        shape = (1, self.preprocessing.channels, *self.preprocessing.size)
+        return torch.randn(shape, generator=seeds.generator(0, "example")).to(self.device, self.dtype)
+
+    def view(self, layer: str = "auto", example: Tensor | None = None) -> LayerView:
+        """The layer that a name or "auto" means, for inputs of the example's shape, and how to read it."""
+        self.need("hooks")
+        assert self._module is not None
+        example = self.example() if example is None else example
+        name = self.options["layer"] if layer == "auto" else layer
+        key = (name, tuple(example.shape[1:]))
+        if key not in self._views:
+            with self._kept():
+                self._module.eval()
+                if self._head is None:
+                    with torch.no_grad():
+                        self._probe(example)
+                self._views[key] = resolve_layer(self._module, example, self._top_score, name, grid=self.options["grid"])
+        return self._views[key]
+
+    def _top_score(self, output: Any) -> Tensor:
+        assert self._head is not None
+        value = self._head.read(output)
+        if value.ndim not in (2, 4):
+            return value.flatten(1).sum(1)
+        if value.ndim == 4 and self._head.kind != "map":
+            return value.sum((1, 2, 3))
+        return Target("top1").bind(value.detach(), kind=self._head.kind)(value)
+
+    def _probe(self, example: Tensor) -> None:
+        call: Any = self._call if self._call is not None else self._module
+        with self._kept():
+            if self._module is not None:
+                self._module.eval()
+            output = self._told(lambda: call(example), example)
+        self._head = resolve_head(output, self.options["head"], self.options["output"])
+        classes = self._head.size
+        if self.labels is not None and self._head.kind == "classes" and len(self.labels) != classes:
+            self.notes.append(f"{len(self.labels)} class names were given for {classes} classes: the names are left out")
+            self.labels = None
+
+    def embed(self, source: str) -> Tensor:
+        """The head's output (1, size) for one picture, for embedding targets."""
+        return next(self.prepare(load_images(source))).output()
+
+    # --- pictures ---
+    def prepare(self, images: Images | Sequence[Image], *, seed: int = 0, memory_bytes: int | None = None, chunk: int | None = None,
+                bad: Callable[[str, str], None] | None = None) -> Iterator[Batch]:
+        """Batches in order, at most 32 pictures each, streamed.
+
+        chunk: pictures a batch (default: what fits `memory_bytes` and keeps each activation small). bad: called with (name, sentence)
+        for a picture that cannot be used, which is then left out; without it the XaiError is raised.
+        """
+        chunk = chunk or self.chunk(memory_bytes)
+        names = getattr(images, "label_names", None)
+        held: list[tuple[Image, Prepared, int | str | None]] = []
+        for i in range(len(images)):
+            try:
+                image = images[i]
+                item = (image, self.preprocessing(image), _named(image.label, names))
+            except XaiError as problem:
+                if bad is None:
+                    raise
+                bad(images.names[i] if isinstance(images, Images) else f"picture {i}", str(problem))
+                continue
+            if held and (len(held) == chunk or held[0][1].input.shape != item[1].input.shape):
+                yield self._batch(held, seed)
+                held = []
+            held.append(item)
+        if held:
+            yield self._batch(held, seed)
+
+    def _batch(self, held: list[tuple[Image, Prepared, int | str | None]], seed: int) -> Batch:
+        images, prepared, truth = zip(*held, strict=True)
+        return Batch(self, images, prepared, seed, truth)
+
+    def chunk(self, memory_bytes: int | None = None) -> int:
+        """How many pictures a batch takes: from the traced sizes of the activations and the memory budget, 1 to 32."""
+        if self._module is None or "hooks" not in self.capabilities:
+            return 8
+        if self._largest is None:
+            self._trace_sizes()
+        assert self._largest is not None
+        budget = memory_bytes or free_memory(self.device) // 2
+        fits = budget // max(1, self._total * 3)
+        calm = MMAP_THRESHOLD // max(1, self._largest) if self.device.type == "cpu" else MAX_CHUNK
+        return int(max(1, min(MAX_CHUNK, fits, max(calm, 4))))
+
+    def _trace_sizes(self) -> None:
+        sizes: list[int] = []
+
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel() * output.element_size())
+
+        assert self._module is not None
+        leaves = [m for m in self._module.modules() if not any(m.children())]
+        handles = [m.register_forward_hook(hook) for m in leaves]
+        try:
+            with torch.no_grad():
+                self._probe(self.example())
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._largest, self._total = max(sizes, default=1), sum(sizes)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[nn.Module]:
+        """The raw network in eval mode, for captum, shap, optimisers and attacks; its passes are counted.
+
+        Hooks, gradients, training flags, requires_grad and buffers' identity are put back afterwards, also after an exception.
+        """
+        self.need("gradients")
+        assert self._module is not None
+        module = self._module
+        with self._kept():
+            module.eval()
+            handle = module.register_forward_hook(self._count)
+            try:
+                yield module
+            finally:
+                handle.remove()
+
+    def _count(self, _: nn.Module, args: Any, output: Any) -> None:
+        n = len(args[0]) if args and isinstance(args[0], Tensor) else 1
+        self.cost.forwards += n
+        value = self.head.read(output)
+        if value.requires_grad:
+            value.register_hook(lambda g: setattr(self.cost, "backwards", self.cost.backwards + len(g)))
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        if self._module is None:
+            yield
+            return
+        modules = list(self._module.modules())
+        training = [m.training for m in modules]
+        hooks = [{k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks") and hasattr(v, "copy")} for m in modules]
+        grads = [(p, p.requires_grad, p.grad) for p in self._module.parameters()]
+        try:
+            yield
+        finally:
+            for m, was, saved in zip(modules, training, hooks, strict=True):
+                m.training = was
+                for key, table in saved.items():
+                    current = getattr(m, key)
+                    current.clear()
+                    current.update(table)
+            for p, requires, grad in grads:
+                p.requires_grad_(requires)
+                p.grad = grad
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """auto, cpu, cuda, cuda:1 or mps as a device; raises XaiError where it is not there."""
+    if isinstance(name, torch.device):
+        return name
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise error("the device", "auto, cpu, cuda or mps", repr(name), "Name one with --device")
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not mps):
+        raise error("the device", "one that this machine and this build of torch have", name, "Use --device auto")
+    return torch.device(name)
+
+
+def hash_state(state: dict[str, Any]) -> str:
+    """Hex sha256, first 16 digits, over the names, dtypes, shapes and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name]
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous()
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device (a rough 4 GiB where the system does not say)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30
+
+
+def _given(mean: Sequence[float] | None, std: Sequence[float] | None, size: int | tuple[int, int] | None,
+           channels: int) -> Preprocessing:
+    if (mean is None) != (std is None):
+        raise error("mean and std", "given together", "one of them", "Give both, per channel, in units of 0 to 1")
+    height, width = (224, 224) if size is None else (size, size) if isinstance(size, int) else size
+    count = len(mean) if mean is not None and len(mean) > 1 else channels
+    return Preprocessing((height, width), tuple(mean) if mean is not None else None, tuple(std) if std is not None else None,
+                         channels=count, reason="given by the caller" if mean is not None else "none was given")
+
+
+def _named(label: int | str | None, names: Sequence[str] | None) -> int | str | None:
+    return names[label] if names and isinstance(label, int) and label < len(names) else label

@@ -1,0 +1,182 @@
+"""From a picture at native size to a network's input, and the way back from the input's pixels to the picture's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xai.errors import error
+from xai.images import Image
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what PIL's "L" uses
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the input lies in the original: x_original = x0 + x_input * sx, and so for y (pixels, edges at whole numbers)."""
+
+    x0: float
+    y0: float
+    sx: float
+    sy: float
+
+    def box(self, height: int, width: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The two corners, in the original's pixels, of an input of that size."""
+        return (self.x0, self.y0), (self.x0 + width * self.sx, self.y0 + height * self.sy)
+
+    def to_input(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (k, 4) x0, y0, x1, y1 of the original, in the input's pixels (they may reach outside it)."""
+        offset, step = np.array([self.x0, self.y0] * 2), np.array([self.sx, self.sy] * 2)
+        return np.asarray((boxes - offset) / step)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One picture as the network takes it: `input` (C, H, W) float32, `seen` (H, W, 3) uint8, and its frame."""
+
+    input: Tensor
+    seen: np.ndarray
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a network wants its pictures: resize, crop, scale, normalise.
+
+    size: (height, width) of the input. resize: short side in pixels before the centre crop (None: just enough to fill `size`).
+    crop: "center", or "squash" (resize to `size` whatever the aspect). range: (low, high) that 0 and 1 are mapped to before
+    (x - mean) / std, so mean and std are in its units. mean None: not known, and a picture that needs it raises XaiError.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | None = None
+    crop: str = "center"
+    interpolation: str = "bilinear"
+    range: tuple[float, float] = (0.0, 1.0)
+    channels: int = 3
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.crop not in ("center", "squash"):
+            raise error("crop", '"center" or "squash"', repr(self.crop), "Set it on the spec, e.g. ?crop=center")
+        if self.interpolation not in ("bilinear", "bicubic", "nearest"):
+            raise error("interpolation", '"bilinear", "bicubic" or "nearest"', repr(self.interpolation),
+                        "Set it on the spec, e.g. ?interpolation=bilinear")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and len(value) == 1:
+                object.__setattr__(self, name, tuple(value) * self.channels)
+            elif value is not None and len(value) != self.channels:
+                raise error(name, f"one number or {self.channels}, one a channel", value, f"Give {self.channels} numbers")
+        if self.std is not None and any(s == 0 for s in self.std):
+            raise error("std", "non-zero", self.std, "Give the standard deviations the network was trained with")
+
+    def describe(self) -> str:
+        """One line for the page."""
+        h, w = self.size
+        how = f"resized to {h}x{w}" if self.crop == "squash" else f"short side {self.short_side()}, centre crop {h}x{w}"
+        if self.mean is None or self.std is None:
+            return f"{how} ({self.interpolation}); mean and std not known"
+        numbers = "; ".join(f"{n} {', '.join(f'{v:g}' for v in vs)}" for n, vs in (("mean", self.mean), ("std", self.std)))
+        return f"{how} ({self.interpolation}, antialiased); range {self.range[0]:g} to {self.range[1]:g}; {numbers}"
+
+    def short_side(self) -> int:
+        """Short side before the crop."""
+        return self.resize if self.resize is not None else max(self.size)
+
+    def __call__(self, image: Image) -> Prepared:
+        """Prepare one picture; raises XaiError where its channels do not fit or the normalisation is not known."""
+        if image.normalised:
+            return self._as_it_is(image)
+        if self.mean is None or self.std is None:
+            raise error("the preprocessing of this model", "known before a picture can be shown to it", "no mean and std",
+                        "Add them to the spec, e.g. ?size=224&range=0-1&mean=0.485,0.456,0.406&std=0.229,0.224,0.225")
+        values = _channels(unit(image.pixels), self.channels, image.name)
+        values, frame = self._fit(values)
+        seen = (values * 255).round().to(torch.uint8)
+        low, high = self.range
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return Prepared(((values * (high - low) + low) - mean) / std, _rgb(seen), frame)
+
+    def undo(self, inputs: Tensor) -> Tensor:
+        """Inputs (..., C, H, W) back in [0, 1]; without a known normalisation each is stretched to its own range."""
+        if self.mean is None or self.std is None:
+            low, high = inputs.amin((-3, -2, -1), True), inputs.amax((-3, -2, -1), True)
+            return (inputs - low) / (high - low).clamp_min(1e-12)
+        mean, std = (inputs.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        low, high = self.range
+        return (((inputs * std + mean) - low) / (high - low)).clamp(0, 1)
+
+    def constant(self, level: float) -> Tensor:
+        """The input value (C, 1, 1) of a picture that is `level` (0 black to 1 white) everywhere."""
+        if self.mean is None or self.std is None:
+            raise error("the preprocessing of this model", "known for a baseline in pixel units", "no mean and std",
+                        "Add mean and std, or take the baseline zero")
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (level * (self.range[1] - self.range[0]) + self.range[0] - mean) / std
+
+    def with_options(self, **options: Any) -> Preprocessing:
+        """A copy with some fields replaced, for overrides on the spec."""
+        return replace(self, **options)
+
+    def _as_it_is(self, image: Image) -> Prepared:
+        values = torch.from_numpy(np.ascontiguousarray(image.pixels)).float()
+        if values.shape[0] != self.channels:
+            raise error(f"the tensor {image.name}", f"of {self.channels} channels", values.shape[0], "Check the order (C, h, w)")
+        return Prepared(values, _rgb((self.undo(values) * 255).round().to(torch.uint8)), Frame(0, 0, 1, 1))
+
+    def _fit(self, values: Tensor) -> tuple[Tensor, Frame]:
+        height, width = values.shape[1:]
+        h, w = self.size
+        if self.crop == "squash":
+            return self._resized(values, h, w), Frame(0, 0, width / w, height / h)
+        short = self.short_side()
+        scale = short / min(height, width)
+        # torchvision's rule: the long side is cut, not rounded, to a whole number
+        new_h, new_w = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+        if new_h < h or new_w < w:  # a frame that is not square, or a crop larger than the resized picture: enlarge to fill it
+            scale = max(h / height, w / width)
+            new_h, new_w = max(h, round(height * scale)), max(w, round(width * scale))
+        values = self._resized(values, new_h, new_w)
+        top, left = round((new_h - h) / 2), round((new_w - w) / 2)
+        sy, sx = height / new_h, width / new_w
+        return values[:, top : top + h, left : left + w], Frame(left * sx, top * sy, sx, sy)
+
+    def _resized(self, values: Tensor, height: int, width: int) -> Tensor:
+        if values.shape[1:] == (height, width):
+            return values
+        smooth = self.interpolation != "nearest"
+        out = torch.nn.functional.interpolate(values[None], (height, width), mode=self.interpolation if smooth else "nearest",
+                                              align_corners=False if smooth else None, antialias=smooth)[0]
+        return out.clamp(0, 1)
+
+
+def unit(pixels: np.ndarray) -> Tensor:
+    """Pixels (C, h, w) uint8, uint16 or float in [0, 1] as float32 in [0, 1]."""
+    scale = {"uint8": 255.0, "uint16": 65535.0}.get(str(pixels.dtype), 1.0)
+    return torch.from_numpy(pixels.astype(np.float32) / np.float32(scale))
+
+
+def _channels(values: Tensor, wanted: int, name: str) -> Tensor:
+    got = values.shape[0]
+    if got == wanted:
+        return values
+    if got == 1:
+        return values.expand(wanted, -1, -1)
+    if got == 3 and wanted == 1:
+        return (values * values.new_tensor(LUMA).view(-1, 1, 1)).sum(0, keepdim=True)
+    raise error(f"the picture {name}", f"of {wanted} channels, as the model takes", got,
+                "Give pictures with the channels that the model was trained on")
+
+
+def _rgb(values: Tensor) -> np.ndarray:
+    """(C, H, W) uint8 as (H, W, 3): one or two channels are shown as grey, of more than three the first three."""
+    shown = values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)
+    return np.ascontiguousarray(shown.permute(1, 2, 0).numpy())

@@ -1,0 +1,206 @@
+"""What is explained: one scalar per picture, from any output of a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from xai.errors import XaiError, did_you_mean, error
+
+Truth = Sequence[int | str | None]
+Labels = Sequence[str] | None
+SPATIAL = ("map", "image")
+FORMS = 'top1, top3, class:281, a class name, label, label+top1, rank:2, "a - b", mask:CLASS, pixel:X,Y,C, embedding:PICTURE'
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A target fixed for the pictures of one batch: `bound(output)` -> (n,), the scalar explained of each.
+
+    `output` is what the head holds: (n, classes) or (n, channels, h, w), for the same n pictures in the same order.
+    `classes` (n,) and `versus` (n,) hold class numbers where the target is a class or a contrast, else None. `names` says for
+    each picture in words what is explained; `skip` marks pictures for which another target already gives this map.
+    """
+
+    score: Callable[[Tensor], Tensor]
+    names: tuple[str, ...]
+    classes: Tensor | None = None
+    versus: Tensor | None = None
+    skip: tuple[bool, ...] = ()
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return self.score(output)
+
+    def take(self, rows: Sequence[int]) -> Bound:
+        """The same target for a choice of pictures, repeats allowed (a batch of steps of one picture repeats it)."""
+        if self.classes is None:
+            if len(set(self.names)) > 1 or getattr(self.score, "per_picture", False):
+                raise XaiError(f"the target must be a class for a method that repeats pictures; got {self.names[0]!r}. "
+                               "Name a class, or use a method that asks each picture once.")
+            return Bound(self.score, tuple(self.names[i] for i in rows))
+        index = torch.as_tensor(list(rows), device=self.classes.device)
+        versus = None if self.versus is None else self.versus[index]
+        return of_classes(self.classes[index], tuple(self.names[i] for i in rows), versus)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A rule that picks the scalar: see `FORMS`. `unless` names a rule whose map is not to be made twice (label+top1)."""
+
+    text: str = "top1"
+    function: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
+    unless: str = ""
+
+    def bind(self, output: Tensor, *, kind: str = "classes", labels: Labels = None, truth: Truth = (),
+             embed: Callable[[str], Tensor] | None = None) -> Bound:
+        """Fix the rule for pictures whose unperturbed `output` is given.
+
+        `kind` is the head's kind, `labels` the class names, `truth` the true labels of the pictures (numbers or names),
+        `embed` gives the embedding of a reference picture. Raises XaiError where the rule does not fit the output.
+        """
+        if self.function is not None:
+            return Bound(self.function, (self.text,) * len(output))
+        word, _, rest = self.text.partition(":")
+        if word == "embedding":
+            return _embedding(output, rest, embed)
+        if word == "pixel":
+            return _pixel(output, rest)
+        if word == "mask" or (self.text == "top1" and kind == "map"):
+            return _mask(output, rest, labels)
+        if output.ndim != 2:
+            raise error("the target of a network whose output has places", "pixel:X,Y,C or mask:CLASS", repr(self.text),
+                        "Name one with --target")
+        classes, versus = self._classes(output, labels, truth)
+        skip: tuple[bool, ...] = ()
+        if self.unless:
+            other, _ = Target(self.unless)._classes(output, labels, truth)
+            skip = tuple((other == classes).tolist())
+        names = tuple(_name(c, labels) for c in classes.tolist())
+        if versus is not None:
+            names = tuple(f"{a} - {_name(b, labels)}" for a, b in zip(names, versus.tolist(), strict=True))
+        return of_classes(classes, names, versus, skip)
+
+    def _classes(self, output: Tensor, labels: Labels, truth: Truth) -> tuple[Tensor, Tensor | None]:
+        n, count = output.shape
+        if self.text == "top1":
+            return output.argmax(1), None
+        if match := re.fullmatch(r"rank:(\d+)", self.text):
+            rank = int(match[1])
+            if not 1 <= rank <= count:
+                raise error("the rank of a target", f"from 1 to {count}", rank, "Name a smaller rank")
+            return output.topk(rank, 1).indices[:, -1], None
+        if self.text == "label":
+            return torch.tensor([_truth(t, labels, count) for t in _known(truth, n)], device=output.device), None
+        if " - " in self.text and find_class(self.text, labels, count) is None:
+            left, right = (Target(side.strip())._classes(output, labels, truth)[0] for side in self.text.split(" - ", 1))
+            return left, right
+        return torch.full((n,), need_class(self.text, labels, count), device=output.device), None
+
+
+def parse_targets(text: str) -> list[Target]:
+    """The targets that a person named: `top3` is three, one a rank; `label+top1` is two, one map where they agree."""
+    text = text.strip()
+    if not text:
+        raise error("the target", f"one of {FORMS}", "nothing", "Name one with --target")
+    if (match := re.fullmatch(r"top(\d+)", text)) and text != "top1":
+        if not 1 <= int(match[1]) <= 50:
+            raise error("the number of top classes", "from 1 to 50", match[1], "Name fewer")
+        return [Target(f"rank:{rank}") for rank in range(1, int(match[1]) + 1)]
+    if text == "label+top1":
+        return [Target("label"), Target("top1", unless="label")]
+    return [Target(text)]
+
+
+def of_classes(classes: Tensor, names: tuple[str, ...], versus: Tensor | None = None, skip: tuple[bool, ...] = ()) -> Bound:
+    """The raw logit of a class per picture, or the difference of two: classes, versus (n,)."""
+
+    def score(output: Tensor) -> Tensor:
+        one = output.gather(1, classes[:, None])[:, 0]
+        return one if versus is None else one - output.gather(1, versus[:, None])[:, 0]
+
+    return Bound(score, names, classes, versus, skip)
+
+
+def find_class(text: str, labels: Labels, count: int) -> int | None:
+    """The class number that `class:N` or a name means, or None."""
+    if match := re.fullmatch(r"class:(\d+)", text):
+        return int(match[1]) if int(match[1]) < count else None
+    plain = text.strip().lower().replace("_", " ")
+    hits = [i for i, name in enumerate(labels or ()) if name.lower().replace("_", " ") == plain]
+    return hits[0] if hits and hits[0] < count else None
+
+
+def need_class(text: str, labels: Labels, count: int) -> int:
+    """The class number that the text means; raises XaiError with near names."""
+    found = find_class(text, labels, count)
+    if found is not None:
+        return found
+    if text.startswith("class:"):
+        raise error("the class number", f"from 0 to {count - 1}", text[6:], f"The model has {count} classes")
+    hint = did_you_mean(text, labels) if labels else f"This model has no class names: use class:0 to class:{count - 1}."
+    raise error("the target", f"one of {FORMS}", repr(text), hint or "`xai models info` lists the class names")
+
+
+def _truth(value: int | str, labels: Labels, count: int) -> int:
+    if isinstance(value, int):
+        return need_class(f"class:{value}", labels, count)
+    return need_class(value, labels, count)
+
+
+def _known(truth: Truth, n: int) -> list[int | str]:
+    known = [t for t in truth if t is not None]
+    if len(known) < n or not n:
+        raise error("target label", "used with pictures whose labels are known", "pictures without labels",
+                    "Use top1, or give a labelled source (a folder per class, or a Parquet file with a label column)")
+    return known
+
+
+def _name(index: int, labels: Labels) -> str:
+    return labels[index] if labels and index < len(labels) else f"class {index}"
+
+
+def _pixel(output: Tensor, rest: str) -> Bound:
+    try:
+        x, y, channel = (int(v) for v in rest.split(","))
+    except ValueError:
+        raise error("a pixel target", "pixel:X,Y,C in the output's pixels", repr(rest), "For example pixel:10,20,0") from None
+    if output.ndim != 4:
+        raise error("a pixel target", "used on a network that yields a picture or map", f"an output of shape "
+                    f"{tuple(output.shape)}", "Name a class instead")
+    c, h, w = output.shape[1:]
+    if not (0 <= x < w and 0 <= y < h and 0 <= channel < c):
+        raise error("the pixel target", f"inside {w} x {h} with {c} channels", rest, "Name a place inside the output")
+    return Bound(lambda out: out[:, channel, y, x], (f"pixel {x},{y} of channel {channel}",) * len(output))
+
+
+def _mask(output: Tensor, rest: str, labels: Labels) -> Bound:
+    if output.ndim != 4:
+        raise error("a mask target", "used on a network that yields a class map", f"an output of shape {tuple(output.shape)}",
+                    "Name a class instead")
+    winner = output.argmax(1)
+    if rest:
+        chosen = torch.full((len(output),), need_class(rest if rest[0] not in "0123456789" else f"class:{rest}", labels,
+                                                       output.shape[1]), device=output.device)
+    else:
+        chosen = torch.stack([row.flatten().bincount(minlength=output.shape[1]).argmax() for row in winner])
+    region = (winner == chosen[:, None, None]).to(output.dtype)
+
+    def score(out: Tensor) -> Tensor:
+        rows = torch.arange(len(out), device=out.device)
+        return (out[rows, chosen] * region).sum((1, 2))
+
+    score.per_picture = True  # type: ignore[attr-defined]  # Bound.take must refuse to repeat it
+    return Bound(score, tuple(f"the region of {_name(int(c), labels)}" for c in chosen))
+
+
+def _embedding(output: Tensor, reference: str, embed: Callable[[str], Tensor] | None) -> Bound:
+    if embed is None or not reference:
+        raise error("an embedding target", "embedding:PICTURE, a picture that the model can embed", repr(reference),
+                    "Name a picture file after the colon")
+    other = embed(reference).to(output)
+    return Bound(lambda out: torch.nn.functional.cosine_similarity(out.flatten(1), other.flatten(1)),
+                 (f"similarity to {reference}",) * len(output))
