@@ -30,8 +30,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.model",),
     ("xai.batch",),
     ("xai.fast", "xai.resolver"),
-    ("xai.layers", "xai.heads", "xai.torchvision_import"),
-    ("xai.outputs",),
+    ("xai.layers", "xai.heads", "xai.torchvision_import", "xai.trace"),
+    ("xai.outputs", "xai.preprocessing"),
     ("xai.images", "xai.targets"),
     ("xai.statistics", "xai.seeds"),
     ("xai.result",),
@@ -44,8 +44,10 @@ PAGES_MAY_IMPORT = ("xai.result", "xai.panels", "xai.errors")
 MAY_IMPORT_PAGES = ("xai.cli*", "xai.study*", "xai.run")
 EXEMPT = (("xai.result", "_repr_html_"),)  # a notebook draws the page of a result: the one arrow upwards
 
+EXEMPT_TYPES = (("xai.batch", "xai.model"),)  # a batch names its model's type; only the type checker follows that arrow
+
 # Import names of the dependencies: those that a file may import at its top, and those that wait for the call.
-LIGHT = {"jinja2", "numpy", "PIL", "pydantic", "pydantic_core", "rich", "safetensors", "torch", "typer"}
+LIGHT = {"jinja2", "markupsafe", "numpy", "PIL", "pydantic", "pydantic_core", "rich", "safetensors", "torch", "typer"}
 HEAVY = {
     "captum", "duckdb", "huggingface_hub", "lime", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas",
     "plotly", "pyarrow", "ray", "scipy", "shap", "skimage", "sklearn", "timm", "torchvision", "transformers",
@@ -120,6 +122,7 @@ def arrows(root: Path) -> Iterator[tuple[str, Import]]:
             continue
         for found in imports(path, known):
             exempt = any(name == file and function in found.inside for file, function in EXEMPT)
+            exempt |= found.typing_only and (name, found.module) in EXEMPT_TYPES
             if not exempt and found.module.split(".")[0] in PACKAGES:
                 yield name, found
 
