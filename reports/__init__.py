@@ -1,0 +1,1 @@
+"""From results to pages, pictures and tables; reads the record alone and never imports torch."""

@@ -1,0 +1,23 @@
+"""The colour scale beside a map: its ramp and the numbers of its ends and its middle."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from reports.pixels import Scale
+from reports.wording import number
+
+
+def ruler(scale: Scale, unit: str = "") -> Markup:
+    """The colour scale with the numbers of its ends and its middle."""
+    if scale.constant:
+        return Markup("")
+    past = "≥ " if scale.beyond else ""
+    under = "≤ " if scale.beyond and scale.kind == "diverging" else ""
+    middle = (scale.low + scale.high) / 2
+    labels = (f"{under}{number(scale.low)}", number(middle), f"{past}{number(scale.high)}")
+    ticks = Markup("").join(Markup("<span>{}</span>").format(t) for t in labels)
+    spoken = f"Colour scale from {labels[0]} to {labels[2]} {unit}".strip()
+    shown_unit = Markup('<span class="unit">{}</span>').format(unit) if unit else ""
+    return Markup('<div class="scale {}" role="img" aria-label="{}"><div class="ramp"></div><div class="ticks">{}</div>{}'
+                  '</div>').format(scale.kind, spoken, ticks, shown_unit)
