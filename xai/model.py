@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,7 +67,9 @@ class Model:
         self.cost = PassCount()
         self.device, self.dtype = self._placed(device, precision)
         self.options = {"layer": layer, "grid": grid, "head": head, "output": output}
-        self._hash, self._head = weights_hash, None if head is None or output is None else None
+        self._hash = weights_hash
+        self._head: Head | None = None
+        self._plain: nn.Module | None = None
         self._fast: Fast | None = None
         self._views: dict[tuple[str, tuple[int, ...]], LayerView] = {}
         self._largest: int | None = None
@@ -99,6 +102,10 @@ class Model:
                 self._probe(self.example())
         assert self._head is not None
         return self._head
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or "class 7" where the model has none."""
+        return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
 
     def record(self, layer: str | None = None) -> ModelRecord:
         """The identity as the record keeps it; with `layer`, also which layer that names and why."""
@@ -161,9 +168,7 @@ class Model:
         if not any(name in self.fast.folded for name in layers):
             return self.fast.module
         assert self._module is not None
-        if not hasattr(self, "_plain"):
-            import copy
-
+        if self._plain is None:
             self._plain = freeze(copy.deepcopy(self._module))
         return self._plain
 

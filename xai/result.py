@@ -70,10 +70,12 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What it took: forwards and backwards in pictures, wall seconds, peak memory in bytes (None where unknown)."""
+    """What it took: forwards and backwards in pictures (those of the health checks apart), wall seconds, peak memory in bytes
+    (None where unknown). Of several methods in one command each counts the forward that they share."""
 
     forwards: int = 0
     backwards: int = 0
+    check_backwards: int = 0
     seconds: float = 0.0
     peak_memory: int | None = None
 

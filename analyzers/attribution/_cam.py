@@ -1,0 +1,23 @@
+"""What the CAM family shares: the layer's activations and gradients, and how channel weights make a map."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from xai.analyzer import Passes
+from xai.batch import Batch
+from xai.targets import Bound
+
+LAYER = "layer to look at; auto = the last spatial one that the target's gradient reaches"
+NEEDS = frozenset({"gradients", "hooks", "images"})
+ONE_BACKWARD = Passes(0, 1)
+
+
+def seen(batch: Batch, layer: str, target: Bound) -> tuple[Tensor, Tensor]:
+    """(activations, gradients), each (n, K, h, w), of one shared forward and one backward above the layer."""
+    return batch.activations(layer), batch.gradients(layer, target)
+
+
+def weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    """sum_k w_k A_k: weights (n, K), activations (n, K, h, w) -> (n, h, w)."""
+    return (weights[:, :, None, None] * activations).sum(1)

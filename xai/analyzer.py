@@ -1,0 +1,303 @@
+"""What an analyzer is, and the one door that every attribution goes through: checks, counting, timing, health, record."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from xai import health
+from xai.batch import Batch
+from xai.errors import XaiError, error
+from xai.model import Model
+from xai.panels import AnyPanel, Column, Heatmap, Mark, Picture, Table, View
+from xai.provenance import peak_memory, provenance
+from xai.result import Cost, Failure, ImageRecord, Result, Verdict
+from xai.subject import Subject
+from xai.targets import Bound, Target, of_classes
+
+Progress = Callable[[int, int], None]
+THUMBNAIL = 320  # pixels of the original's long side that the record keeps
+
+
+def param(default: Any, help: str, *, choices: Sequence[Any] | None = None, low: float | None = None,
+          high: float | None = None) -> Any:
+    """A parameter of an analyzer: its default, one line of help, and what is allowed (checked when the analyzer is made)."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forwards and backwards for one picture, beyond the one common forward of its batch."""
+
+    forwards: float = 0
+    backwards: float = 0
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Raw maps (n, h, w), signed where the formula is, at the method's own resolution; error: their standard errors, (n, h, w);
+    panels: further evidence, each naming its picture."""
+
+    values: Tensor
+    error: Tensor | None = None
+    panels: tuple[AnyPanel, ...] = ()
+
+
+@dataclass(frozen=True)
+class Analyzer:
+    """A method with its parameters as fields. `needs`: capabilities (gradients, hooks, forward) and data (images, labels, ...);
+    `version` is raised when the numbers change."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, allowed = getattr(self, f.name), f.metadata
+            if allowed.get("choices") and value not in allowed["choices"]:
+                raise error(f"{self.name()}.{f.name}", f"one of {', '.join(map(str, allowed['choices']))}", repr(value),
+                            f"It is {allowed['help']}")
+            low, high = allowed.get("low"), allowed.get("high")
+            if isinstance(value, (int, float)) and ((low is not None and value < low) or (high is not None and value > high)):
+                limits = " and ".join(f"at {w} {b}" for w, b in (("least", low), ("most", high)) if b is not None)
+                raise error(f"{self.name()}.{f.name}", limits, value, f"It is {allowed['help']}")
+
+    @classmethod
+    def name(cls) -> str:
+        """The name on the command line and in the record: that of the file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def title(cls) -> str:
+        """The heading: the docstring up to its first colon or stop."""
+        first = (inspect.getdoc(cls) or cls.__name__).splitlines()[0]
+        return first.split(":")[0].rstrip(".")
+
+    @classmethod
+    def section(cls, word: str) -> str:
+        """What the docstring says under Reads, Yields, Raises, Cost or Reference; "" where it says nothing."""
+        lines = (inspect.getdoc(cls) or "").splitlines()
+        start = next((i for i, line in enumerate(lines) if line.startswith(f"{word} ")), None)
+        if start is None:
+            return ""
+        more = []
+        for line in lines[start + 1 :]:
+            if not line.startswith("  "):
+                break
+            more.append(line.strip())
+        return " ".join([lines[start][len(word) :].strip(), *more])
+
+    def parameters(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def passes(self) -> Passes:
+        """What one picture costs beyond its batch's common forward."""
+        return Passes()
+
+    def cost(self, subject: Subject) -> Cost:
+        """Planned passes for a subject, in pictures."""
+        pictures = len(subject.images or ()) * max(1, len(subject.models))
+        per = self.passes()
+        return Cost(forwards=round(pictures * (1 + per.forwards * len(subject.targets))),
+                    backwards=round(pictures * per.backwards * len(subject.targets)))
+
+    def check(self, model: Model) -> None:
+        """Raise XaiError where the model cannot do what the method needs."""
+        for capability in sorted(self.needs & {"gradients", "hooks", "forward"}):
+            model.need(capability)
+
+    def run(self, subject: Subject) -> Iterator[AnyPanel]:
+        """The panels of this analysis; written by each analyzer that is no attribution."""
+        raise error(f"the method {self.name()}", "one with its own run", "an abstract one", "Use an analyzer from `xai methods list`")
+
+    def __call__(self, subject: Subject, progress: Progress | None = None, command: str = "") -> Result:
+        """Run on a subject and give the record. Raises XaiError for bad input."""
+        for model in subject.models:
+            self.check(model)
+        started = time.perf_counter()
+        before = [(m.cost.forwards, m.cost.backwards) for m in subject.models]
+        panels = tuple(self.run(subject))
+        spent = [(m.cost.forwards - f, m.cost.backwards - b) for m, (f, b) in zip(subject.models, before, strict=True)]
+        cost = Cost(forwards=sum(f for f, _ in spent), backwards=sum(b for _, b in spent),
+                    seconds=time.perf_counter() - started, peak_memory=peak_memory())
+        place = subject.models[0] if subject.models else None
+        return Result(analyzer=self.name(), version=self.version, title=self.title(), reference=self.section("Reference"),
+                      summary=self.section("Yields"), parameters=self.parameters(),
+                      models=tuple(m.record() for m in subject.models), target=subject.targets[0].text, panels=panels, cost=cost,
+                      provenance=provenance(command, subject.seed, str(place.device) if place else "cpu",
+                                            precision_name(place) if place else "float32"))
+
+
+@dataclass(frozen=True)
+class Attribution(Analyzer):
+    """Where in this image: one map a picture. `view`: what of the raw map the method shows (signed, relu, abs)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradients", "images"})
+    view: ClassVar[View] = "signed"
+
+    def maps(self, batch: Batch, target: Bound) -> Maps:
+        """The raw maps (n, h, w) of a batch."""
+        raise error(f"the method {self.name()}", "one with its own maps", "an abstract one", "Use one from `xai methods list`")
+
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose activations it reads, so that one forward serves all methods."""
+        return (self.layer,) if hasattr(self, "layer") else ()
+
+    def checked_by_class(self) -> bool:
+        """Whether a second map for another class is cheap enough to make for the check (at most one more backward)."""
+        per = self.passes()
+        return per.forwards == 0 and per.backwards <= 1
+
+    def __call__(self, subject: Subject, progress: Progress | None = None, command: str = "") -> Result:
+        """Run on one model and pictures; with several targets, the first. Raises XaiError for bad input."""
+        sheets = attribute([self], subject, progress)
+        sheet = next(iter(sheets.values()))
+        if isinstance(sheet.problem, XaiError):
+            raise sheet.problem
+        return sheet.result(command, subject.seed)
+
+
+@dataclass
+class Sheet:
+    """What becomes the Result of one attribution on one model for one target, collected batch by batch."""
+
+    analyzer: Attribution
+    model: Model
+    target: Target
+    panels: list[AnyPanel] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    images: list[ImageRecord] = field(default_factory=list)
+    forwards: int = 0
+    backwards: int = 0
+    checks: int = 0
+    seconds: float = 0.0
+    problem: XaiError | None = None
+
+    def add(self, batch: Batch, common: Sequence[AnyPanel], shared_seconds: float) -> None:
+        """Make the maps of one batch and judge them."""
+        count, started = self.model.cost, time.perf_counter()
+        before = (count.forwards, count.backwards)
+        bound = batch.bind(self.target)
+        maps = self.analyzer.maps(batch, bound)
+        self.forwards += count.forwards - before[0] + len(batch)
+        self.backwards += count.backwards - before[1]
+        self.seconds += time.perf_counter() - started + shared_seconds
+        keep = {h for i, h in enumerate(batch.hashes) if not (bound.skip and bound.skip[i])}
+        self.panels += [p for p in common if p.picture in keep]
+        self.panels += [p for p in maps.panels if p.picture in keep or p.picture is None]
+        values, errors = maps.values.detach().float().cpu(), maps.error
+        rival = self._rival(batch, bound)
+        for i, (digest, image) in enumerate(zip(batch.hashes, batch.images, strict=True)):
+            if digest not in keep:
+                continue
+            label = batch.truth[i]
+            self.images.append(ImageRecord(name=image.name, hash=digest, size=image.size, target=bound.names[i],
+                                           label=None if label is None else str(label)))
+            self.panels.append(Heatmap(
+                key="map", title=f"{self.analyzer.title()}: {bound.names[i]}", picture=digest, values=values[i].numpy(),
+                error=None if errors is None else errors[i].detach().float().cpu().numpy(), view=self.analyzer.view))
+            self.verdicts += [v for v in (health.finite(values[i], digest), health.varied(values[i], digest),
+                                          health.shown(values[i], self.analyzer.view, digest)) if v is not None]
+            if rival is not None:
+                self.verdicts.append(health.class_sensitive(values[i], rival[0][i], rival[1][i], digest))
+
+    def _rival(self, batch: Batch, bound: Bound) -> tuple[Tensor, tuple[str, ...]] | None:
+        """Maps (n, h, w) for the best other class of each picture, with its name; None where that is no question or costly."""
+        output = batch.output()
+        if bound.classes is None or output.ndim != 2 or output.shape[1] < 2 or not self.analyzer.checked_by_class():
+            return None
+        first, second = output.topk(2, 1).indices.T
+        other = torch.where(first == bound.classes, second, first)
+        names = tuple(self.model.class_name(c) for c in other.tolist())
+        before = self.model.cost.backwards
+        values = self.analyzer.maps(batch, of_classes(other, names)).values.detach().float().cpu()
+        self.checks += self.model.cost.backwards - before
+        return values, names
+
+    def result(self, command: str, seed: int) -> Result:
+        """The record."""
+        layer = self.analyzer.layers()
+        a = self.analyzer
+        return Result(
+            analyzer=a.name(), version=a.version, title=a.title(), summary=a.section("Yields"), reference=a.section("Reference"),
+            parameters=a.parameters(), models=(self.model.record(layer[0] if layer else None),), images=tuple(self.images),
+            target=self.target.text, panels=tuple(self.panels), verdicts=tuple(self.verdicts),
+            cost=Cost(forwards=self.forwards, backwards=self.backwards, check_backwards=self.checks, seconds=self.seconds,
+                      peak_memory=peak_memory()),
+            provenance=provenance(command, seed, str(self.model.device), precision_name(self.model)))
+
+
+def attribute(analyzers: Sequence[Attribution], subject: Subject, progress: Progress | None = None,
+              failures: list[Failure] | None = None, chunk: int | None = None) -> dict[tuple[str, str], Sheet]:
+    """Several attributions on one model and its pictures, all served by one forward a batch.
+
+    Gives a sheet per (method's place in the list, target). A method that raises XaiError keeps it as its sheet's `problem` and
+    the others go on. Bad pictures go to `failures`; without that list they raise.
+    """
+    model, images = subject.one_model(), subject.images
+    if images is None:
+        raise error("the pictures", "given for an attribution", "none", "Name a picture, a folder or sample:chelsea")
+    sheets = {(f"{i}:{a.name()}", t.text): Sheet(a, model, t) for i, a in enumerate(analyzers) for t in subject.targets}
+    for sheet in sheets.values():
+        _guarded(sheet, lambda s=sheet: s.analyzer.check(model))  # type: ignore[misc]  # mypy cannot type a lambda's default
+    bad = None if failures is None else lambda name, said: failures.append(Failure(name=name, sentence=said))
+    done = 0
+    for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes, chunk=chunk, bad=bad):
+        started = time.perf_counter()
+        for sheet in sheets.values():
+            _guarded(sheet, lambda s=sheet: batch.want(*s.analyzer.layers()))  # type: ignore[misc]  # as above
+        batch.output()
+        common, shared = picture_panels(batch), time.perf_counter() - started
+        for sheet in sheets.values():
+            _guarded(sheet, lambda s=sheet: s.add(batch, common, shared))  # type: ignore[misc]  # as above
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(images))
+    return sheets
+
+
+def _guarded(sheet: Sheet, act: Callable[[], None]) -> None:
+    if sheet.problem is None:
+        try:
+            act()
+        except XaiError as problem:
+            sheet.problem = problem
+
+
+def picture_panels(batch: Batch) -> list[AnyPanel]:
+    """The original with the outline of what the network saw, what it saw, and what it said: of every picture."""
+    panels: list[AnyPanel] = []
+    output = batch.output()
+    scores = batch.scores() if output.ndim == 2 and output.shape[1] > 1 else None
+    for i, (image, digest) in enumerate(zip(batch.images, batch.hashes, strict=True)):
+        small = image.thumbnail(THUMBNAIL)
+        ratio = small.shape[1] / image.size[1]
+        corners = batch.frames[i].box(*batch.seen[i].shape[:2])
+        panels.append(Picture(key="original", title=image.name, picture=digest, pixels=small, note=f"{image.size[1]} x {image.size[0]}",
+                              marks=(Mark("box", tuple((x * ratio, y * ratio) for x, y in corners), "what the network saw"),)))
+        panels.append(Picture(key="seen", title="what the network saw", picture=digest, pixels=batch.seen[i]))
+        if scores is not None:
+            panels.append(_predictions(scores[i], batch.model.class_name, digest))
+    return panels
+
+
+def _predictions(scores: Tensor, names: Callable[[int], str], digest: str) -> Table:
+    top = torch.topk(scores, min(5, len(scores)))
+    rows = tuple((names(c), round(p, 6))
+                 for c, p in zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return Table(key="predictions", title="What the model says", picture=digest, rows=rows,
+                 columns=(Column("class"), Column("probability", "probability")))
+
+
+def precision_name(model: Model) -> str:
+    """float32, bfloat16, ..."""
+    return str(model.dtype).removeprefix("torch.")
+

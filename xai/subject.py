@@ -1,0 +1,65 @@
+"""What is analysed: models, pictures, target, seed and budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xai.errors import error
+from xai.images import Images, load_images
+from xai.model import Model
+from xai.targets import Target, parse_targets
+from xai.zoo.loading import load
+
+
+@dataclass(frozen=True)
+class Subject:
+    """models: 0, 1, 2 or many; images: a collection or None; targets: what is explained; memory_bytes, max_forwards: budgets
+    (None: half of what is free; no limit)."""
+
+    models: tuple[Model, ...] = ()
+    images: Images | None = None
+    targets: tuple[Target, ...] = field(default_factory=lambda: (Target(),))
+    seed: int = 0
+    memory_bytes: int | None = None
+    max_forwards: int | None = None
+
+    @classmethod
+    def of(cls, models: Any = (), images: Any = None, *, target: str | Target | Sequence[Target] = "top1", **budgets: Any) -> Subject:
+        """From what people write: specs or Models, a path or an array, a target in words. Raises XaiError for what cannot be used."""
+        return cls(tuple(as_model(m) for m in (models if isinstance(models, (list, tuple)) else [models])),
+                   None if images is None else images if isinstance(images, Images) else load_images(images),
+                   as_targets(target), **budgets)
+
+    def one_model(self) -> Model:
+        """The only model; raises XaiError where there are none or several."""
+        if len(self.models) != 1:
+            raise error("the number of models", "one for this method", len(self.models), "Name one with --model")
+        return self.models[0]
+
+
+def as_model(model: Any, **options: Any) -> Model:
+    """A Model from a spec, a torch module or a Model."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str):
+        return load(model, **options)
+    from torch import nn
+
+    if isinstance(model, nn.Module):
+        return Model(model)
+    raise error("the model", "a spec, a torch module or an xai.Model", type(model).__name__, "See `xai models list`")
+
+
+def as_targets(target: str | Target | Sequence[Target] | Any) -> tuple[Target, ...]:
+    """Targets from words, a Target, several, or a callable output -> (n,)."""
+    if isinstance(target, Target):
+        return (target,)
+    if isinstance(target, str):
+        return tuple(parse_targets(target))
+    if callable(target):
+        return (Target(getattr(target, "__name__", "callable"), target),)
+    if isinstance(target, int):
+        return (Target(f"class:{target}"),)
+    return tuple(target)
