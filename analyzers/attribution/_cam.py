@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from xai.analyzer import Passes
 from xai.batch import Batch
 from xai.targets import Bound
 
-LAYER = "layer to look at; auto = the last spatial one that the target's gradient reaches"
-NEEDS = frozenset({"gradients", "hooks", "images"})
-ONE_BACKWARD = Passes(0, 1)
 
 
 def seen(batch: Batch, layer: str, target: Bound) -> tuple[Tensor, Tensor]:

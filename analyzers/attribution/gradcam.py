@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from analyzers.attribution._cam import LAYER, NEEDS, ONE_BACKWARD, seen, weighted
+from analyzers.attribution._cam import seen, weighted
 from xai.analyzer import Attribution, Maps, Passes, param
 from xai.batch import Batch
 from xai.panels import View
@@ -25,14 +25,14 @@ class GradCAM(Attribution):
     Reference Selvaraju et al. 2017, "Grad-CAM", arXiv:1610.02391, eq. 1-2
     """
 
-    layer: str = param("auto", LAYER)
+    layer: str = param("auto", "layer to look at; auto = the last spatial one that the target's gradient reaches")
 
-    needs = NEEDS
+    needs = frozenset({"gradients", "hooks", "images"})
     view: ClassVar[View] = "relu"
 
     def passes(self) -> Passes:
         """One backward above the layer."""
-        return ONE_BACKWARD
+        return Passes(backwards=1)
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, h, w) at the layer's size."""
