@@ -37,6 +37,7 @@ class Entry:
     kind: str
     module: str
     summary: str
+    class_name: str = ""
     docstring: str = ""
     needs: tuple[str, ...] = ()
     fields: tuple[Field, ...] = ()
@@ -70,8 +71,8 @@ def _read(path: Path) -> Entry:
     docstring = ast.get_docstring(node) or ""
     needs = next((_strings(s.value) for s in node.body if isinstance(s, (ast.Assign, ast.AnnAssign)) and s.value is not None
                   and _target(s) == "needs"), ("gradients", "images"))
-    return Entry(path.stem, path.parent.name, f"analyzers.{path.parent.name}.{path.stem}", docstring.partition("\n")[0], docstring,
-                 needs, tuple(_fields(node)))
+    return Entry(path.stem, path.parent.name, f"analyzers.{path.parent.name}.{path.stem}", docstring.partition("\n")[0],
+                 node.name, docstring, needs, tuple(_fields(node)))
 
 
 def _classes(tree: ast.Module) -> Iterator[ast.ClassDef]:

@@ -1,0 +1,288 @@
+"""The command line: parses, calls one library function, prints."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xai import catalog
+from xai.cli_lists import methods_app, models_app
+from xai.errors import XaiError, error
+
+if TYPE_CHECKING:
+    from xai.run import Ask, Explanation, PlanRow
+
+SLOW = 1.0  # seconds after which a progress bar appears
+EPILOG = "Pictures: a file, a folder, a Parquet file, sample:NAME. Models: `xai models list`. Methods: `xai methods list`."
+
+app = typer.Typer(name="xai", help="Why did the model say that, and should I believe the answer?", no_args_is_help=True,
+                  rich_markup_mode=None, pretty_exceptions_enable=False, epilog=EPILOG)
+app.add_typer(models_app, name="models")
+app.add_typer(methods_app, name="methods")
+
+
+def _methods(incomplete: str) -> list[str]:
+    return [name for name in catalog.entries() if name.startswith(incomplete)]
+
+
+def _models(incomplete: str) -> list[str]:
+    from xai.zoo.names import list_models
+
+    return [name for name in list_models("xai") if name.startswith(incomplete)]
+
+
+Model = Annotated[list[str], typer.Option("--model", "-m", help="Model spec; repeat for several.", autocompletion=_models)]
+Method = Annotated[list[str], typer.Option("--method", help="Method, or several separated by commas.", autocompletion=_methods)]
+Weights = Annotated[list[str], typer.Option("--weights", help='Weights file (safetensors or state dict), or "random".')]
+TargetText = Annotated[str, typer.Option("--target", help='top1, top3, class:281, a class name, label, "a - b", rank:2.')]
+Setting = Annotated[list[str], typer.Option("--set", help="A parameter, method.key=value or key=value; repeat.")]
+Layer = Annotated[str, typer.Option("--layer", help="Layer to look at; auto asks the network.")]
+Out = Annotated[str, typer.Option("--out", help="Folder to write (default: xai-out/ and a telling name).")]
+Save = Annotated[str, typer.Option("--save", help="Also export maps: npy, png, overlay, separated by commas.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Precision = Annotated[str, typer.Option("--precision", help="float32, float64, bfloat16, float16 (default: the weights' own).")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Memory = Annotated[str, typer.Option("--memory", help="Memory budget such as 4G (default: half of what is free).")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on standard output.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; run nothing.")]
+ShowVersion = Annotated[bool, typer.Option("--version", help="Print the environment, for a bug report.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an unexpected error came from.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context, version: ShowVersion = False, traceback: Traceback = False) -> None:
+    """Why did the model say that, and should I believe the answer?"""
+    if version:
+        _print_environment()
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def explain(images: Annotated[list[str], typer.Argument(help="Pictures, folders, Parquet files or sample:NAME.")],
+            model: Model = [], method: Method = ["gradcam"], target: TargetText = "top1", layer: Layer = "",  # noqa: B006  # typer copies
+            set_: Setting = [], weights: Weights = [], out: Out = "", save: Save = "", device: Device = "auto",  # noqa: B006  # typer copies
+            precision: Precision = "", seed: Seed = 0, memory: Memory = "", open_: Open = False, quiet: Quiet = False,
+            json_: Json = False, dry_run: Dry = False) -> None:
+    """Explain pictures: where in the image a model saw a class. One page for all pictures, models and methods."""
+    from xai.run import DEFAULT_MODEL
+
+    _go(_ask(images, model or [DEFAULT_MODEL], method, target, layer, set_, weights, save, device, precision, seed, memory),
+        out, open_, quiet, json_, dry_run)
+
+
+@app.command()
+def analyze(method: Annotated[str, typer.Argument(help="The analyzer; see `xai methods list`.", autocompletion=_methods)],
+            model: Model = [], data: Annotated[list[str], typer.Option("--data", help="Pictures or a data set.")] = [],  # noqa: B006  # typer copies
+            target: TargetText = "top1", layer: Layer = "", set_: Setting = [], weights: Weights = [], out: Out = "",  # noqa: B006  # typer copies
+            save: Save = "", device: Device = "auto", precision: Precision = "", seed: Seed = 0, memory: Memory = "",
+            open_: Open = False, quiet: Quiet = False, json_: Json = False, dry_run: Dry = False) -> None:
+    """Run one analyzer of any kind on models and data."""
+    _go(_ask(data, model, [method], target, layer, set_, weights, save, device, precision, seed, memory), out, open_, quiet,
+        json_, dry_run)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder that xai wrote.")],
+           csv: Annotated[bool, typer.Option("--csv", help="Print the scores as CSV instead.")] = False,
+           open_: Open = False, quiet: Quiet = False) -> None:
+    """Draw the page again from the record, or print its scores as CSV."""
+    from reports import page, table
+
+    if csv:
+        typer.echo(table.csv(folder), nl=False)
+        return
+    try:
+        written = page.write(folder)
+    except OSError as problem:
+        raise error("the folder", "writable", f"{folder}: {problem.strerror}", "Copy it to a place where you may write") from problem
+    _say_where(written, quiet, open_)
+
+
+def _ask(images: list[str], model: list[str], method: list[str], target: str, layer: str, settings: list[str],
+         weights: list[str], save: str, device: str, precision: str, seed: int, memory: str) -> Ask:
+    from xai.run import Ask
+
+    pairs: dict[str, str] = {"layer": layer} if layer else {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise error("--set", "of the form method.key=value or key=value", repr(text), "For example --set smoothgrad.samples=20")
+        pairs[key.strip()] = value.strip()
+    names = tuple(n.strip() for text in method for n in text.split(",") if n.strip())
+    return Ask(models=tuple(model), images=tuple(images), methods=names, target=target, settings=pairs, weights=tuple(weights),
+               device=device, precision=precision or None, seed=seed, memory_bytes=parse_bytes(memory),
+               save=tuple(s.strip() for s in save.split(",") if s.strip()), command=shlex.join(["xai", *sys.argv[1:]]))
+
+
+def _go(ask: Ask, out: str, open_: bool, quiet: bool, json_: bool, dry_run: bool) -> None:
+    from xai import run
+
+    if dry_run:
+        _print_plan(run.plan(ask), json_)
+        return
+    with Progress(quiet or json_) as progress:
+        done = run.run(ask, out or None, progress, automatic=None if out else Path("xai-out"))
+    if json_:
+        _print_json(done)
+    assert done.folder is not None
+    _say_where(done.folder / "index.html", quiet or json_, open_)
+    for failure in done.failures:
+        typer.echo(f"xai: {failure.name}: {failure.sentence}", err=True)
+    if done.interrupted:
+        typer.echo("xai: interrupted; what was finished is written.", err=True)
+        raise typer.Exit(130)
+    if done.failures:
+        raise typer.Exit(1)
+
+
+class Progress:
+    """A bar with the time left on standard error, after a second and on a terminal only."""
+
+    def __init__(self, silent: bool) -> None:
+        self._silent = silent or not sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+        self._start = 0.0
+
+    def __enter__(self) -> Progress:
+        import time
+
+        self._start = time.monotonic()
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        import time
+
+        if self._silent or (self._bar is None and time.monotonic() - self._start < SLOW):
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                            console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def parse_bytes(text: str) -> int | None:
+    """4G, 500M or a plain number of bytes; "" is None."""
+    if not text:
+        return None
+    try:
+        value = int(float(text.rstrip("bBiI").rstrip("kKmMgGtT")) * {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}.get(
+            text.rstrip("bBiI")[-1:].lower(), 1))
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise error("--memory", "a size such as 4G or 500M", repr(text), "Give one, or leave it out")
+    return value
+
+
+def _print_plan(rows: list[PlanRow], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([asdict(r) for r in rows], indent=1))
+        return
+    typer.echo(f"{'model':34} {'method':22} {'target':14} {'pictures':>8} {'forwards':>9} {'backwards':>9} {'checks':>7}")
+    for r in rows:
+        typer.echo(f"{r.model:34} {r.method:22} {r.target:14} {r.pictures:8} {r.forwards:9} {r.backwards:9} {r.checks:7}")
+    typer.echo(f"{'in all, passes of one picture':81} {sum(r.forwards for r in rows):8} {sum(r.backwards for r in rows):9} "
+               f"{sum(r.checks for r in rows):7}")
+
+
+def _print_json(done: Explanation) -> None:
+    from xai.result import dump_json
+
+    records = [result.record()[0] for result in done.results]
+    typer.echo(dump_json(records[0] if len(records) == 1 else records), nl=False)
+
+
+def _say_where(page: Path, quiet: bool, open_: bool) -> None:
+    if not quiet:
+        typer.echo(str(page))
+    if open_:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _print_environment() -> None:
+    import platform
+
+    from xai.provenance import versions
+
+    for name, version in versions().items():
+        typer.echo(f"{name} {version}")
+    import torch
+
+    typer.echo(f"system {platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    typer.echo(f"cuda {torch.version.cuda or 'not built in'}, available: {torch.cuda.is_available()}; "
+               f"mps: {torch.backends.mps.is_available()}")
+
+
+def main() -> int:
+    """Run the command line and give its exit code: 0, 1 some inputs were bad, 2 bad input, 70 a bug of ours, 130 Ctrl-C."""
+    # Two OpenMP threads that spin are slower than one; set before torch is imported, and anybody may set it otherwise.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import click
+
+    try:
+        _side_by_side()
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except XaiError as problem:
+        typer.echo(f"xai: {problem}", err=True)
+        return 2
+    except click.exceptions.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except click.ClickException as problem:
+        problem.show()
+        return problem.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as problem:  # a bug of ours: one sentence, and the way to the rest
+        if "--traceback" in sys.argv:
+            raise
+        typer.echo(f"xai: unexpected {type(problem).__name__}: {problem}. This is a bug: please report it with the output of "
+                   "`xai --version`; `xai --traceback ...` shows where.", err=True)
+        return 70
+
+
+def _interrupted() -> int:
+    typer.echo("xai: interrupted; nothing was written.", err=True)
+    return 130
+
+
+def _side_by_side() -> None:
+    """The four packages must come from one place: a folder of the same name in the working directory would shadow one."""
+    import importlib.util
+
+    home = Path(__file__).resolve().parent.parent
+    for name in ("analyzers", "filterdb", "reports"):
+        found = importlib.util.find_spec(name)
+        places = [] if found is None else [Path(p).resolve() for p in found.submodule_search_locations or ()]
+        if home / name not in places:
+            raise error(f"the package {name}", f"the one beside {home / 'xai'}", places[0] if places else "none",
+                        "Rename that folder, or run xai from another directory")
