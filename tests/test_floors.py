@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.model",),
     ("xai.batch",),
     ("xai.fast", "xai.resolver"),
+    ("xai.layouts",),
     ("xai.layers", "xai.heads", "xai.torchvision_import", "xai.trace"),
     ("xai.outputs", "xai.preprocessing"),
     ("xai.images", "xai.targets"),
