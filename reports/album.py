@@ -27,8 +27,10 @@ class Album:
         if name not in self._rules:
             height, width = pixels.shape[:2]
             sharp = "image-rendering:pixelated;" if max(height, width) < 96 else ""
-            self._rules[name] = (f".xai .{name}{{aspect-ratio:{width}/{height};{sharp}"
-                                 f"background-image:url({data_uri(photograph(pixels))})}}")
+            self._rules[name] = (
+                f".xai .{name}{{aspect-ratio:{width}/{height};{sharp}"
+                f"background-image:url({data_uri(photograph(pixels))})}}"
+            )
         return name
 
     def css(self) -> str:

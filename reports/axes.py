@@ -38,9 +38,7 @@ def span(values: np.ndarray, zero: bool = False, margin: float = 0.04) -> tuple[
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    room = (high - low) * margin
-    if not room > 0:
-        room = abs(high) * 0.1 or 0.5
+    room = (high - low) * margin if high > low else abs(high) * 0.1 or 0.5
     return (low - (0.0 if zero and low == 0 else room), high + (0.0 if zero and high == 0 else room))
 
 
@@ -50,27 +48,36 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12 - math.floor(math.log10(step))) + 0.0 for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    last = math.floor(high / step + 1e-9)
+    return [round(k * step, 12 - math.floor(math.log10(step))) + 0.0 for k in range(first, last + 1)]
 
 
 def chart(frame: Frame, axes: tuple[Axis, Axis], body: Markup, label: str) -> Markup:
-    """The SVG of a chart: grid lines, tick numbers, axis names, and `body` inside; `label` is what a screen reader says."""
+    """The SVG of a chart: grid lines, tick numbers, axis names, `body` inside; `label` is what a screen reader says."""
     lines = []
     for y in ticks(*frame.y):
         at = _round(frame.down(np.asarray(y)))
-        lines.append(Markup('<path class="grid" d="M{} {}H{}"/><text class="tick end" x="{}" y="{}">{}</text>').format(
-            LEFT, at, WIDTH - frame.right, LEFT - 8, at + 4, number(y, 4)))
+        lines.append(
+            Markup('<path class="grid" d="M{} {}H{}"/><text class="tick end" x="{}" y="{}">{}</text>').format(
+                LEFT, at, WIDTH - frame.right, LEFT - 8, at + 4, number(y, 4)
+            )
+        )
     for x in ticks(*frame.x, 6):
         at = _round(frame.across(np.asarray(x)))
-        lines.append(Markup('<path class="grid" d="M{} {}V{}"/><text class="tick middle" x="{}" y="{}">{}</text>').format(
-            at, TOP, HEIGHT - BOTTOM, at, HEIGHT - BOTTOM + 17, number(x, 4)))
+        lines.append(
+            Markup('<path class="grid" d="M{} {}V{}"/><text class="tick middle" x="{}" y="{}">{}</text>').format(
+                at, TOP, HEIGHT - BOTTOM, at, HEIGHT - BOTTOM + 17, number(x, 4)
+            )
+        )
     middle = (LEFT + WIDTH - frame.right) / 2
-    names = Markup('<text class="axis middle" x="{}" y="{}">{}</text>'
-                   '<text class="axis middle" transform="translate(14 {}) rotate(-90)">{}</text>').format(
-        middle, HEIGHT - 8, axis_name(axes[0]), (TOP + HEIGHT - BOTTOM) / 2, axis_name(axes[1]))
+    names = Markup(
+        '<text class="axis middle" x="{}" y="{}">{}</text>'
+        '<text class="axis middle" transform="translate(14 {}) rotate(-90)">{}</text>'
+    ).format(middle, HEIGHT - 8, axis_name(axes[0]), (TOP + HEIGHT - BOTTOM) / 2, axis_name(axes[1]))
     base = Markup('<path class="base" d="M{} {}H{}"/>').format(LEFT, HEIGHT - BOTTOM, WIDTH - frame.right)
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}{}{}</svg>').format(
-        WIDTH, HEIGHT, label, Markup("").join(lines), body, base, names)
+        WIDTH, HEIGHT, label, Markup("").join(lines), body, base, names
+    )
 
 
 def axis_name(axis: Axis) -> str:

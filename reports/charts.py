@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from markupsafe import Markup
 
@@ -26,11 +29,15 @@ def curve(panel: Curve) -> Markup:
     frame = Frame(span(x, margin=0), span(all_y), RIGHT + 130 if named else RIGHT)
     body = [_band(frame, x, panel.low, panel.high, i) for i in range(len(y))]
     for i, line in enumerate(y):
-        body.append(Markup('<path class="line s{} d{}" d="{}"/>').format(
-            i % _GROUPS, i // _GROUPS % 3, path(frame.across(x), frame.down(line))))
+        body.append(
+            Markup('<path class="line s{} d{}" d="{}"/>').format(
+                i % _GROUPS, i // _GROUPS % 3, path(frame.across(x), frame.down(line))
+            )
+        )
     if named:
         body.append(_line_names(frame, y, panel.names))
-    drawing = chart(frame, panel.axes, Markup("").join(body), f"{panel.title}: {count(len(y), 'line')} over {panel.axes[0].name}")
+    label = f"{panel.title}: {count(len(y), 'line')} over {panel.axes[0].name}"
+    drawing = chart(frame, panel.axes, Markup("").join(body), label)
     columns = [axis_name(panel.axes[0]), *(panel.names if named else [axis_name(panel.axes[1])])]
     return drawing + numbers(columns, [[float(a), *map(float, y[:, i])] for i, a in enumerate(x)])
 
@@ -39,8 +46,10 @@ def _band(frame: Frame, x: np.ndarray, low: np.ndarray | None, high: np.ndarray 
     if low is None or high is None:
         return Markup("")
     under, above = np.atleast_2d(low)[i], np.atleast_2d(high)[i]
-    around = path(np.concatenate([frame.across(x), frame.across(x)[::-1]]),
-                  np.concatenate([frame.down(under), frame.down(above)[::-1]]))
+    around = path(
+        np.concatenate([frame.across(x), frame.across(x)[::-1]]),
+        np.concatenate([frame.down(under), frame.down(above)[::-1]]),
+    )
     return Markup('<path class="band s{}" d="{}Z"/>').format(i % _GROUPS, around) if around else Markup("")
 
 
@@ -52,14 +61,17 @@ def _line_names(frame: Frame, y: np.ndarray, names: tuple[str, ...]) -> Markup:
     for i in np.argsort(wanted, kind="stable"):
         last = at[i] = max(wanted[i], last + 14)
     at -= max(0.0, at.max() - 300)
-    parts = [Markup('<text class="name s{}" x="{}" y="{}">{}</text>').format(
-        i % _GROUPS, WIDTH - frame.right + 8, round(float(at[i]) + 4, 1), _short(names[i] if i < len(names) else str(i), 20))
-        for i in range(len(y))]
+    parts = [
+        Markup('<text class="name s{}" x="{}" y="{}">{}</text>').format(
+            i % _GROUPS, WIDTH - frame.right + 8, round(float(at[i]) + 4, 1), _short(_nth(names, i), 20)
+        )
+        for i in range(len(y))
+    ]
     return Markup("").join(parts)
 
 
 def scatter(panel: Scatter) -> Markup:
-    """Points, coloured by group, with their labels as tool tips; beyond 3000 points every k-th is drawn, and it says so."""
+    """Points, coloured by group, labels as tool tips; beyond 3000 points every k-th is drawn, and it says so."""
     xy = np.asarray(panel.xy, np.float64).reshape(-1, 2)
     frame = Frame(span(xy[:, 0]), span(xy[:, 1]))
     step = max(1, -(-len(xy) // _DRAWN))
@@ -70,11 +82,14 @@ def scatter(panel: Scatter) -> Markup:
             continue
         group = 0 if panel.groups is None else int(panel.groups[i]) % _GROUPS
         title = Markup("<title>{}</title>").format(panel.labels[i]) if i < len(panel.labels) else ""
-        dots.append(Markup('<circle class="dot s{}" cx="{}" cy="{}" r="3.5">{}</circle>').format(
-            group, round(float(across[i]), 1), round(float(down[i]), 1), title))
+        dots.append(
+            Markup('<circle class="dot s{}" cx="{}" cy="{}" r="3.5">{}</circle>').format(
+                group, round(float(across[i]), 1), round(float(down[i]), 1), title
+            )
+        )
     drawing = chart(frame, panel.axes, Markup("").join(dots), f"{panel.title}: {count(len(xy), 'point')}")
     said = Markup('<p class="note">One point in {} is drawn.</p>').format(step) if step > 1 else Markup("")
-    rows = [[panel.labels[i] if i < len(panel.labels) else i, float(a), float(b)] for i, (a, b) in enumerate(xy)]
+    rows: list[list[str | float]] = [[_nth(panel.labels, i), float(a), float(b)] for i, (a, b) in enumerate(xy)]
     return drawing + said + numbers(["point", axis_name(panel.axes[0]), axis_name(panel.axes[1])], rows)
 
 
@@ -83,10 +98,16 @@ def histogram(panel: Histogram) -> Markup:
     edges, counts = np.asarray(panel.edges, np.float64), np.asarray(panel.counts, np.float64)
     frame = Frame(span(edges, margin=0), span(counts, zero=True))
     across, top, floor = frame.across(edges), frame.down(counts), float(frame.down(np.asarray(0.0)))
-    bars = [Markup('<rect class="bin" x="{}" y="{}" width="{}" height="{}"><title>{} to {}: {}</title></rect>').format(
-        round(float(across[i]), 1), round(min(float(top[i]), floor), 1), round(max(float(across[i + 1] - across[i]) - 0.6, 0.4), 1),
-        round(abs(floor - float(top[i])), 1), number(float(edges[i])), number(float(edges[i + 1])), number(float(counts[i])))
-        for i in range(len(counts)) if np.isfinite([counts[i], edges[i], edges[i + 1]]).all()]
+    bars = []
+    for i in range(len(counts)):
+        if np.isfinite([counts[i], edges[i], edges[i + 1]]).all():
+            said = f"{number(float(edges[i]))} to {number(float(edges[i + 1]))}: {number(float(counts[i]))}"
+            wide = max(float(across[i + 1] - across[i]) - 0.6, 0.4)
+            bars.append(
+                Markup(
+                    '<rect class="bin" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
+                ).format(across[i], min(top[i], floor), wide, abs(floor - top[i]), said)
+            )
     drawing = chart(frame, panel.axes, Markup("").join(bars), f"{panel.title}: {count(len(counts), 'bin')}")
     rows = [[float(edges[i]), float(edges[i + 1]), float(c)] for i, c in enumerate(counts)]
     return drawing + numbers([f"{panel.axes[0].name} from", "to", axis_name(panel.axes[1])], rows)
@@ -97,23 +118,40 @@ def matrix(panel: Matrix) -> Markup:
     values = np.asarray(panel.values, np.float64)
     rows, columns = values.shape
     side = min(40.0, max(3.0, 560 / max(rows, columns, 1)))
-    left, top = (_margin(panel.rows) if side >= 9 else 24), (_margin(panel.columns) if side >= 9 else 24)
-    parts = [Markup('<image class="cells" x="{}" y="{}" width="{}" height="{}" preserveAspectRatio="none" href="{}"/>').format(
-        left, top, round(columns * side, 1), round(rows * side, 1), data_uri(heatmap_png(panel)))]
-    if side >= 9:
-        parts += [Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
-            left - 6, round(top + (i + 0.5) * side + 4, 1), _short(name)) for i, name in enumerate(panel.rows[:rows])]
-        parts += [Markup('<text class="tick" transform="translate({} {}) rotate(-45)">{}</text>').format(
-            round(left + (j + 0.5) * side + 4, 1), top - 6, _short(name)) for j, name in enumerate(panel.columns[:columns])]
+    left, top = _margin(panel.rows), _margin(panel.columns)
+    parts = [
+        Markup(
+            '<image class="cells" x="{}" y="{}" width="{:.1f}" height="{:.1f}" preserveAspectRatio="none" href="{}"/>'
+        ).format(left, top, columns * side, rows * side, data_uri(heatmap_png(panel)))
+    ]
+    every = -(-14 // side)
+    parts += [
+        Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
+            left - 6, round(top + (i + 0.5) * side + 4, 1), _short(name)
+        )
+        for i, name in enumerate(panel.rows[:rows])
+        if i % every == 0
+    ]
+    parts += [
+        Markup('<text class="tick" transform="translate({} {}) rotate(-45)">{}</text>').format(
+            round(left + (j + 0.5) * side + 4, 1), top - 6, _short(name)
+        )
+        for j, name in enumerate(panel.columns[:columns])
+        if j % every == 0
+    ]
     if side >= 32:
         parts.append(_cell_numbers(panel, values, left, top, side))
     size = (round(left + columns * side + 40), round(top + rows * side + 4))
     label = f"{panel.title}: {rows} rows ({panel.axes[0].name}), {columns} columns ({panel.axes[1].name})"
     drawing = Markup('<svg class="matrix" viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}">{}</svg>').format(
-        *size, size[0], label, Markup("").join(parts))
+        *size, size[0], label, Markup("").join(parts)
+    )
     head = [axis_name(panel.axes[0]), *panel.columns]
-    return drawing + ruler(scale_of(values, panel.view), panel.unit) + numbers(
-        head, [[panel.rows[i] if i < len(panel.rows) else i, *map(float, row)] for i, row in enumerate(values)])
+    return (
+        drawing
+        + ruler(scale_of(values, panel.view), panel.unit)
+        + numbers(head, [[_nth(panel.rows, i), *map(float, row)] for i, row in enumerate(values)])
+    )
 
 
 def _cell_numbers(panel: Matrix, values: np.ndarray, left: float, top: float, side: float) -> Markup:
@@ -122,9 +160,14 @@ def _cell_numbers(panel: Matrix, values: np.ndarray, left: float, top: float, si
     bright = table[indices(values, panel.view, scale)] @ np.array([0.2126, 0.7152, 0.0722]) > 128
     return Markup("").join(
         Markup('<text class="cell {}" x="{}" y="{}">{}</text>').format(
-            "dark" if bright[i, j] else "light", round(left + (j + 0.5) * side, 1), round(top + (i + 0.5) * side + 4, 1),
-            number(float(values[i, j]), 2))
-        for i in range(values.shape[0]) for j in range(values.shape[1]))
+            "dark" if bright[i, j] else "light",
+            round(left + (j + 0.5) * side, 1),
+            round(top + (i + 0.5) * side + 4, 1),
+            number(float(values[i, j]), 2),
+        )
+        for i in range(values.shape[0])
+        for j in range(values.shape[1])
+    )
 
 
 def graph(panel: Graph) -> Markup:
@@ -133,19 +176,21 @@ def graph(panel: Graph) -> Markup:
     top = max((abs(w) for _, _, w in panel.edges if np.isfinite(w)), default=0.0) or 1.0
     parts = []
     for start, end, weight in panel.edges:
-        (x0, y0), (x1, y1) = at[start], at[end]
         wide = round(0.8 + 4 * min(abs(float(np.nan_to_num(weight))) / top, 1.0), 2)
-        parts.append(Markup('<path class="edge {}" stroke-width="{}" d="M{} {}C{} {} {} {} {} {}"><title>{} → {}: {}</title>'
-                            '</path>').format("against" if weight < 0 else "favour", wide, x0, y0, x0, round((y0 + y1) / 2, 1),
-                                              x1, round((y0 + y1) / 2, 1), x1, y1, panel.nodes[start], panel.nodes[end],
-                                              number(float(weight))))
+        said = f"{panel.nodes[start]} → {panel.nodes[end]}: {number(float(weight))}"
+        parts.append(
+            Markup('<path class="edge {}" stroke-width="{}" d="{}"><title>{}</title></path>').format(
+                "against" if weight < 0 else "favour", wide, _arrow(at[start], at[end]), said
+            )
+        )
     for name, (x, y) in zip(panel.nodes, at, strict=True):
-        parts.append(Markup('<circle class="node" cx="{}" cy="{}" r="5"/><text class="name middle" x="{}" y="{}">{}</text>')
-                     .format(x, y, x, y - 9, _short(name, 22)))
+        parts.append(Markup('<circle class="node" cx="{}" cy="{}" r="5"/>').format(x, y))
+        parts.append(Markup('<text class="name middle" x="{}" y="{}">{}</text>').format(x, y - 9, _short(name, 22)))
     height = max((y for _, y in at), default=0) + 30
     label = f"{panel.title}: {count(len(panel.nodes), 'node')}, {count(len(panel.edges), 'edge')}"
     drawing = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, round(height), label, Markup("").join(parts))
+        WIDTH, round(height), label, Markup("").join(parts)
+    )
     return drawing + numbers(["from", "to", "weight"], [[panel.nodes[a], panel.nodes[b], w] for a, b, w in panel.edges])
 
 
@@ -162,26 +207,48 @@ def _places(panel: Graph) -> list[tuple[float, float]]:
             break
     else:
         if n:
-            angle = 2 * np.pi * np.arange(n) / n
-            return [(round(float(WIDTH / 2 + 240 * np.sin(a)), 1), round(float(260 - 230 * np.cos(a)), 1)) for a in angle]
+            angles = (2 * np.pi * np.arange(n) / n).tolist()
+            return [(round(WIDTH / 2 + 240 * math.sin(a), 1), round(260 - 230 * math.cos(a), 1)) for a in angles]
     places = []
     for i in range(n):
         same = [k for k in range(n) if layer[k] == layer[i]]
-        places.append((round(WIDTH * (same.index(i) + 0.5) / len(same), 1), 30.0 + 80.0 * layer[i]))
+        places.append((round(WIDTH * (same.index(i) + 0.5) / len(same), 1), 30.0 + 96.0 * layer[i]))
     return places
 
 
-def numbers(columns: list[str], rows: list[list[str | int | float]]) -> Markup:
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
+    """A line with an arrow head at its middle."""
+    (x0, y0), (x1, y1) = start, end
+    length = float(np.hypot(x1 - x0, y1 - y0)) or 1.0
+    ux, uy = (x1 - x0) / length, (y1 - y0) / length
+    mx, my = (x0 + x1) / 2 + 3 * ux, (y0 + y1) / 2 + 3 * uy
+    left, right = (mx - 7 * ux - 4 * uy, my - 7 * uy + 4 * ux), (mx - 7 * ux + 4 * uy, my - 7 * uy - 4 * ux)
+    return f"M{x0:g} {y0:g}L{x1:g} {y1:g}M{left[0]:.1f} {left[1]:.1f}L{mx:.1f} {my:.1f}L{right[0]:.1f} {right[1]:.1f}"
+
+
+def numbers(columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> Markup:
     """The numbers behind a drawing as a folded table of at most 200 rows."""
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in columns)
     body = Markup("").join(
-        Markup("<tr>{}</tr>").format(Markup("").join(
-            Markup("<td>{}</td>").format(v) if isinstance(v, str) else
-            Markup('<td class="number">{}</td>').format(number(v, 4)) for v in row))
-        for row in rows[:_ROWS])
+        Markup("<tr>{}</tr>").format(
+            Markup("").join(
+                Markup("<td>{}</td>").format(v)
+                if isinstance(v, str)
+                else Markup('<td class="number">{}</td>').format(number(v, 4))
+                for v in row
+            )
+        )
+        for row in rows[:_ROWS]
+    )
     rest = Markup('<p class="note">The first {} of {} rows.</p>').format(_ROWS, len(rows)) if len(rows) > _ROWS else ""
-    return Markup('<details class="numbers"><summary>Numbers</summary><div class="wide"><table><thead><tr>{}</tr></thead>'
-                  '<tbody>{}</tbody></table></div>{}</details>').format(head, body, rest)
+    return Markup(
+        '<details class="numbers"><summary>Numbers</summary><div class="wide"><table>'
+        "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>{}</details>"
+    ).format(head, body, rest)
+
+
+def _nth(names: Sequence[str], i: int) -> str:
+    return names[i] if i < len(names) else str(i)
 
 
 def _short(name: str, most: int = 18) -> str:

@@ -1,8 +1,8 @@
-"""The two colour maps of every page: warm for evidence in favour, blue against, dark for none; readable for the colour blind.
+"""The two colour maps of every page: warm for evidence in favour, blue against, dark for none; colour-blind safe.
 
-Both are built in OKLab (Ottosson 2020, "A perceptual color space for image processing"), where equal distances look equally
-different: a curve of rising lightness is sampled at equal arc lengths. The diverging map joins two such curves of equal
-lightness at a common dark centre; blue against orange is told apart with any of the common colour deficiencies.
+Both are built in OKLab (Ottosson 2020, "A perceptual color space for image processing"), where equal distances look
+equally different: a curve of rising lightness is sampled at equal arc lengths. The diverging map joins two such curves
+of equal lightness at a common dark centre; blue and orange are told apart with any of the common colour deficiencies.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ MISSING = 255
 MISSING_COLOUR = (128, 128, 128)
 
 # OKLab to cone responses and cone responses to linear sRGB, from the paper's reference implementation.
-_TO_CONES = np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]])
-_TO_RGB = np.array([[4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965],
-                    [-0.0041960863, -0.7034186147, 1.7076147010]])
+_TO_CONES = np.array(
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+)
+_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
 _DARK, _LIGHT = 0.15, 0.95
 
 
@@ -30,7 +37,7 @@ def sequential() -> np.ndarray:
 
 
 def diverging() -> np.ndarray:
-    """The map for signed values on a symmetric scale: (255, 3) uint8, blue below zero, near black at it, orange above."""
+    """The map for a symmetric scale: (255, 3) uint8, blue below zero, near black at it, orange above."""
     half = LEVELS // 2 + 1
     against = _ramp(half, (275, 264, 252, 235, 210), (0, 0.11, 0.145, 0.12, 0.05))
     favour = _ramp(half, (30, 32, 45, 68, 100), (0, 0.10, 0.155, 0.155, 0.09))
@@ -56,7 +63,7 @@ def stops(kind: str, count: int = 17) -> list[str]:
 
 
 def _ramp(count: int, hues: tuple[float, ...], chromas: tuple[float, ...]) -> np.ndarray:
-    """Colours (count, 3) uint8 along a smooth curve through hues (degrees) and chromas, dark to light, in equal steps."""
+    """Colours (count, 3) uint8 on a smooth curve through hues (degrees) and chromas, dark to light, in equal steps."""
     fine = np.linspace(0, 1, 1025)
     lightness = _DARK + (_LIGHT - _DARK) * fine
     angle, chroma = np.deg2rad(_smooth(fine, hues)), _smooth(fine, chromas)

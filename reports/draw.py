@@ -10,10 +10,11 @@ from markupsafe import Markup
 
 from reports import charts
 from reports.album import Album, data_uri
+from reports.axes import axis_name
 from reports.pixels import Scale, heatmap_png, scale_of
 from reports.ruler import ruler
 from reports.wording import count, number, percent
-from xai.panels import Cell, Column, Heatmap, Mark, Number, Panel, Picture, Table, Text, shown
+from xai.panels import Axis, Cell, Column, Heatmap, Mark, Number, Panel, Picture, Table, Text, shown
 
 _LEAST = 112
 _ROWS = 200
@@ -26,18 +27,26 @@ def draw(panel: Panel, album: Album, over: Picture | None = None) -> Markup:
     if isinstance(panel, Picture):
         return picture(panel, album)
     plain: dict[str, Callable[[Any], Markup]] = {
-        "number": value, "table": table, "text": text, "curve": charts.curve, "scatter": charts.scatter,
-        "histogram": charts.histogram, "matrix": charts.matrix, "graph": charts.graph,
+        "number": value,
+        "table": table,
+        "text": text,
+        "curve": charts.curve,
+        "scatter": charts.scatter,
+        "histogram": charts.histogram,
+        "matrix": charts.matrix,
+        "graph": charts.graph,
     }
     body = plain[panel.kind](panel)  # type: ignore[attr-defined]  # every panel kind has one; their common base has none
     return framed(panel, body, "panel")
 
 
-def framed(panel: Panel, body: Markup, kind: str, title: str = "") -> Markup:
-    """A figure with the panel's title above and its note below."""
+def framed(panel: Panel, body: Markup, kind: str, title: str = "", sub: str = "") -> Markup:
+    """A figure with the panel's title (or another) and a second line above, and its note below."""
+    second = Markup('<span class="sub">{}</span>').format(sub) if sub else ""
     note = Markup('<p class="note">{}</p>').format(panel.note) if panel.note else ""
-    return Markup('<figure class="{}"><figcaption>{}</figcaption>{}{}</figure>\n').format(
-        kind, title or panel.title, body, note)
+    return Markup('<figure class="{}"><figcaption>{}{}</figcaption>{}{}</figure>\n').format(
+        kind, title or panel.title, second, body, note
+    )
 
 
 def value(panel: Number) -> Markup:
@@ -51,17 +60,25 @@ def value(panel: Number) -> Markup:
 
 def table(panel: Table) -> Markup:
     """Rows under named columns; probabilities as bars; long tables end after 200 rows and say so."""
-    head = Markup("").join(_head(column) for column in panel.columns)
+    numeric = [_numeric(panel, i) for i in range(len(panel.columns))]
+    head = Markup("").join(_head(column, right) for column, right in zip(panel.columns, numeric, strict=True))
     rows = Markup("").join(_row(panel.columns, row) for row in panel.rows[:_ROWS])
     left = len(panel.rows) - _ROWS
     rest = Markup('<p class="note">{} more in the record.</p>').format(count(left, "row")) if left > 0 else ""
     return Markup('<div class="wide"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>{}').format(
-        head, rows, rest)
+        head, rows, rest
+    )
 
 
-def _head(column: Column) -> Markup:
+def _numeric(panel: Table, column: int) -> bool:
+    """Whether a column holds numbers, which stand to the right."""
+    cells = [row[column] for row in panel.rows if column < len(row) and row[column] is not None]
+    return bool(cells) and all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in cells)
+
+
+def _head(column: Column, right: bool) -> Markup:
     unit = Markup(' <span class="unit">{}</span>').format(column.unit) if column.unit not in ("", "probability") else ""
-    return Markup('<th scope="col">{}{}</th>').format(column.name, unit)
+    return Markup('<th scope="col"{}>{}{}</th>').format(Markup(' class="number"') if right else "", column.name, unit)
 
 
 def _row(columns: tuple[Column, ...], row: tuple[Cell, ...]) -> Markup:
@@ -83,8 +100,10 @@ def cell(content: Cell, unit: str = "") -> Markup:
 def bar(share: float) -> Markup:
     """A horizontal bar for a share of 1."""
     width = round(100 * min(max(float(np.nan_to_num(share)), 0.0), 1.0), 2)
-    return Markup('<svg class="bar" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">'
-                  '<rect class="rail" width="100" height="4"/><rect class="fill" width="{}" height="4"/></svg>').format(width)
+    return Markup(
+        '<svg class="bar" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="rail" width="100" height="4"/><rect class="fill" width="{}" height="4"/></svg>'
+    ).format(width)
 
 
 def text(panel: Text) -> Markup:
@@ -92,12 +111,30 @@ def text(panel: Text) -> Markup:
     return Markup('<p class="tone {}">{}</p>').format(panel.tone, panel.text)
 
 
-def picture(panel: Picture, album: Album, title: str = "", label: str = "", spot: bool = False) -> Markup:
-    """A photograph with its marks; with `spot`, what lies outside the first mark is dimmed."""
+def picture(
+    panel: Picture, album: Album, title: str = "", label: str = "", sub: str | None = None, spot: bool = False
+) -> Markup:
+    """A photograph with its marks, its size or `sub` below the title; `spot` dims what lies outside the first mark."""
     height, width = panel.pixels.shape[:2]
     body = Markup('<div class="stage"><div class="photo {}" role="img" aria-label="{}"></div>{}</div>').format(
-        album.add(panel.pixels), label or panel.title, marks(panel.marks, height, width, spot))
-    return framed(panel, body, "plate", title)
+        album.add(panel.pixels), label or panel.title, marks(panel.marks, height, width, spot)
+    )
+    more = [f"{width} × {height} px", *_axes(panel.axes, "px"), *marked(panel.marks)]
+    return framed(panel, body, "plate", title, sub if sub is not None else " · ".join(more))
+
+
+def marked(all_marks: tuple[Mark, ...]) -> list[str]:
+    """What the marks are, in words."""
+    labels = [mark.label for mark in all_marks if mark.label]
+    return [f"marked: {', '.join(dict.fromkeys(labels))}"] if labels else []
+
+
+def _axes(axes: tuple[Axis, Axis], usual: str) -> list[str]:
+    """The names of the axes where they are not just pixels or cells."""
+    down, across = axes
+    if down.unit == across.unit == usual:
+        return []
+    return [f"{axis_name(across)} to the right, {axis_name(down)} down"]
 
 
 def marks(all_marks: tuple[Mark, ...], height: int, width: int, spot: bool = False) -> Markup:
@@ -109,8 +146,9 @@ def marks(all_marks: tuple[Mark, ...], height: int, width: int, spot: bool = Fal
         around = f"M0 0H{width}V{height}H0Z M{_path(_outline(all_marks[0]))}Z"
         parts.append(Markup('<path class="dim" fill-rule="evenodd" d="{}"/>').format(around))
     parts += [_mark(mark) for mark in all_marks]
-    return Markup('<svg class="marks" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true">{}</svg>').format(
-        width, height, Markup("").join(parts))
+    return Markup(
+        '<svg class="marks" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
+    ).format(width, height, Markup("").join(parts))
 
 
 def _outline(mark: Mark) -> tuple[tuple[float, float], ...]:
@@ -132,17 +170,21 @@ def _mark(mark: Mark) -> Markup:
     return line.format(f"halo {mark.kind}", path, closed, "") + line.format(f"line {mark.kind}", path, closed, title)
 
 
-def heatmap(panel: Heatmap, album: Album, over: Picture | None = None, title: str = "", name: str = "") -> Markup:
-    """A map over its picture, with its colour scale in numbers and a sentence on where it is highest."""
+def heatmap(
+    panel: Heatmap, album: Album, over: Picture | None = None, title: str = "", name: str = "", sub: str = ""
+) -> Markup:
+    """A map over its picture (of that name), its scale in numbers and, for screen readers, where it is highest."""
     scale = scale_of(panel.values, panel.view, panel.scale)
     rows, columns = panel.values.shape
     photo = Markup('<div class="photo {}"></div>').format(album.add(over.pixels)) if over is not None else ""
     height, width = over.pixels.shape[:2] if over is not None else (rows, columns)
     image = Markup('<img class="map{}" width="{}" height="{}" alt="{}" src="{}">').format(
-        "" if over is not None else " alone", width, height, describe(panel, name), data_uri(heatmap_png(panel, _LEAST)))
+        "" if over is not None else " alone", width, height, describe(panel, name), data_uri(heatmap_png(panel, _LEAST))
+    )
     body = Markup('<div class="stage">{}{}{}</div>{}<p class="grid">{}</p>').format(
-        photo, image, marks(panel.marks, height, width), ruler(scale, panel.unit), facts(panel, scale))
-    return framed(panel, body, "plate", title)
+        photo, image, marks(panel.marks, height, width), ruler(scale, panel.unit), facts(panel, scale)
+    )
+    return framed(panel, body, "plate", title, sub)
 
 
 def facts(panel: Heatmap, scale: Scale) -> str:
@@ -153,11 +195,15 @@ def facts(panel: Heatmap, scale: Scale) -> str:
     finite = panel.values[np.isfinite(panel.values)]
     if scale.constant and finite.size:
         said.append(f"constant map: every cell is {number(float(shown(finite, panel.view).flat[0]))}")
+    if panel.error is not None and np.isfinite(panel.error).any():
+        said.append(f"standard error up to {number(float(np.nanmax(panel.error)))}")
+    said += _axes(panel.axes, "cell") + marked(panel.marks)
     if scale.missing:
         said.append(f"{count(scale.missing, 'cell')} not finite, drawn grey")
     if scale.beyond:
-        said.append(f"{percent(scale.beyond / panel.values.size)} beyond the scale, "
-                    f"up to {number(float(np.abs(finite).max()))}")
+        said.append(
+            f"{percent(scale.beyond / panel.values.size)} beyond the scale, up to {number(float(np.abs(finite).max()))}"
+        )
     return " · ".join(said)
 
 
@@ -170,5 +216,7 @@ def describe(panel: Heatmap, name: str = "") -> str:
         return f"{what}: a constant map."
     row, column = np.unravel_index(int(np.argmax(np.where(known, seen, -np.inf))), seen.shape)
     across, down = (column + 0.5) / seen.shape[1], (row + 0.5) / seen.shape[0]
-    return (f"{what}: highest value {number(float(seen[row, column]))}, "
-            f"{100 * across:.0f} % from the left and {100 * down:.0f} % from the top.")
+    return (
+        f"{what}: highest value {number(float(seen[row, column]))}, "
+        f"{100 * across:.0f} % from the left and {100 * down:.0f} % from the top."
+    )

@@ -107,8 +107,12 @@ def _by_picture(result: Result) -> dict[str, list[Panel]]:
 
 
 def _fill(specimen: Specimen, row: Row, result: Result, image: ImageRecord, panels: list[Panel]) -> None:
-    cell = Cell(result, method_name(result), image.target or result.target,
-                verdicts=[v for v in result.verdicts if v.picture == image.hash])
+    cell = Cell(
+        result,
+        method_name(result),
+        image.target or result.target,
+        verdicts=[v for v in result.verdicts if v.picture == image.hash],
+    )
     for panel in panels:
         if isinstance(panel, Heatmap):
             cell.maps.append(panel)
@@ -130,8 +134,9 @@ def over(cell: Cell, row: Row, specimen: Specimen, panel: Heatmap) -> Picture | 
     for own in cell.others:
         if isinstance(own, Picture) and own.key == panel.over:
             return own
-    mine = [p for p in cell.result.panels
-            if isinstance(p, Picture) and p.key == panel.over and p.picture == panel.picture]
+    mine = [
+        p for p in cell.result.panels if isinstance(p, Picture) and p.key == panel.over and p.picture == panel.picture
+    ]
     return mine[0] if mine else row.pictures.get(panel.over)
 
 
@@ -142,6 +147,12 @@ def top1(table: Table | None) -> tuple[str, float | None]:
     units = [column.unit for column in table.columns]
     first = table.rows[0]
     name = next((str(v) for v in first if isinstance(v, str)), "")
-    share = next((v for v, unit in zip(first, units, strict=False)
-                  if unit == "probability" and isinstance(v, (int, float)) and np.isfinite(v)), None)
+    share = next(
+        (
+            v
+            for v, unit in zip(first, units, strict=False)
+            if unit == "probability" and isinstance(v, (int, float)) and np.isfinite(v)
+        ),
+        None,
+    )
     return name, share

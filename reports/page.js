@@ -1,7 +1,7 @@
 // Makes the opacity slider and the copy buttons work, and unfolds everything for printing. The page reads without it.
 (() => {
   const page = document.querySelector(".xai");
-  for (const mixer of document.querySelectorAll(".mixer")) {
+  for (const mixer of document.querySelectorAll(".mixer .control")) {
     const input = mixer.querySelector("input");
     const output = mixer.querySelector("output");
     const show = () => {

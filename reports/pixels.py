@@ -1,4 +1,4 @@
-"""Maps and photographs as image files: the colour scale of a map, its palette PNG, its overlay on a photograph, JPEG."""
+"""Maps and photographs as image files: the colour scale of a map, its palette PNG, its overlay, JPEG."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Scale:
 
 
 def scale_of(values: np.ndarray, view: View, given: tuple[float, float] | None = None) -> Scale:
-    """The scale on which raw `values` are shown in `view`: from 0 up, or symmetric about 0 where any shown value is negative.
+    """The scale on which `values` are shown in `view`: from 0 up, or symmetric about 0 where a shown value is negative.
 
-    `given` ends are used as they are (made symmetric where the lower is negative). Else a map of up to 64 x 64 cells spans
-    its whole range; a finer one ends at the 99.5 % quantile of its absolute values, since a few extreme pixels of a gradient
-    would leave the rest black, and `beyond` counts the cells past it.
+    `given` ends are used as they are (made symmetric where the lower is negative). Else a map of up to 64 x 64 cells
+    spans its whole range; a finer one ends at the 99.5 % quantile of its absolute values, since a few extreme pixels of
+    a gradient would leave the rest black, and `beyond` counts the cells past it.
     """
     seen = shown(np.asarray(values, np.float64), view)
     finite = seen[np.isfinite(seen)]
@@ -60,7 +60,7 @@ def _top(finite: np.ndarray) -> float:
 
 
 def indices(values: np.ndarray, view: View, scale: Scale) -> np.ndarray:
-    """The palette index of each value, uint8, the shape of `values`; a value that is not finite gets the reserved one."""
+    """The palette index of each value, uint8, the shape of `values`; one that is not finite gets the reserved index."""
     seen = shown(np.asarray(values, np.float64), view)
     known = np.isfinite(seen)
     span = scale.high - scale.low
@@ -84,7 +84,7 @@ def resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
     weight = rows @ known.astype(np.float64) @ columns.T
     total = rows @ np.where(known, values, 0) @ columns.T
     nearest = known[_nearest(values.shape[0], height)][:, _nearest(values.shape[1], width)]
-    return np.where(nearest & (weight > 0), total / np.where(weight > 0, weight, 1), np.nan)
+    return np.asarray(np.where(nearest & (weight > 0), total / np.where(weight > 0, weight, 1), np.nan))
 
 
 def _weights(old: int, new: int) -> np.ndarray:
@@ -99,27 +99,28 @@ def _weights(old: int, new: int) -> np.ndarray:
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    return np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
+    return np.asarray(np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1))
 
 
 def heatmap_png(panel: Heatmap | Matrix, least: int = 0) -> bytes:
     """The map as an 8-bit palette PNG, at its own size, one pixel a cell.
 
-    With `least` a coarser map is first magnified by a whole factor until its shorter side has that many pixels: a viewer that
-    enlarges the PNG then blends colours that are neighbours on the scale, and shows no colour that is not on it.
+    With `least` a coarser map is first magnified by a whole factor until its shorter side has that many pixels: who
+    enlarges the PNG then blends colours that are neighbours on the scale, and sees no colour that is not on it.
     """
     values = np.asarray(panel.values)
     scale = scale_of(values, panel.view, getattr(panel, "scale", None))
     factor = -(-least // min(values.shape)) if least and min(values.shape) else 1
     if factor > 1:
-        values = resize(shown(np.asarray(values, np.float64), panel.view), values.shape[0] * factor, values.shape[1] * factor)
+        height, width = values.shape
+        values = resize(shown(np.asarray(values, np.float64), panel.view), height * factor, width * factor)
     image = Image.fromarray(indices(values, panel.view, scale))
     image.putpalette(palette(scale.kind))
     return _file(image, "PNG", optimize=True)
 
 
 def overlay_png(panel: Heatmap, picture: Picture, opacity: float = OPACITY) -> bytes:
-    """The map, resampled to the picture's size, over the picture in grey; the same that the page shows at that opacity."""
+    """The map, resampled to the picture's size, over the picture in grey, as the page shows it at that opacity."""
     height, width = picture.pixels.shape[:2]
     scale = scale_of(panel.values, panel.view, panel.scale)
     seen = resize(shown(np.asarray(panel.values, np.float64), panel.view), height, width)
@@ -129,7 +130,7 @@ def overlay_png(panel: Heatmap, picture: Picture, opacity: float = OPACITY) -> b
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """The luma of a uint8 picture (h, w, 3) or (h, w), float64 in [0, 255], with the weights of the CSS grayscale filter."""
+    """The luma of a uint8 picture (h, w, 3) or (h, w), float64 in [0, 255], as the CSS grayscale filter weighs it."""
     if pixels.ndim == 2:
         return pixels.astype(np.float64)
     return np.asarray(pixels[..., :3].astype(np.float64) @ np.array([0.2126, 0.7152, 0.0722]))

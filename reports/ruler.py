@@ -15,9 +15,9 @@ def ruler(scale: Scale, unit: str = "") -> Markup:
     past = "≥ " if scale.beyond else ""
     under = "≤ " if scale.beyond and scale.kind == "diverging" else ""
     middle = (scale.low + scale.high) / 2
-    labels = (f"{under}{number(scale.low)}", number(middle), f"{past}{number(scale.high)}")
+    labels = (f"{under}{number(scale.low)}", number(middle), f"{past}{number(scale.high)} {unit}".strip())
     ticks = Markup("").join(Markup("<span>{}</span>").format(t) for t in labels)
-    spoken = f"Colour scale from {labels[0]} to {labels[2]} {unit}".strip()
-    shown_unit = Markup('<span class="unit">{}</span>').format(unit) if unit else ""
-    return Markup('<div class="scale {}" role="img" aria-label="{}"><div class="ramp"></div><div class="ticks">{}</div>{}'
-                  '</div>').format(scale.kind, spoken, ticks, shown_unit)
+    spoken = f"Colour scale from {labels[0]} to {labels[2]}"
+    return Markup(
+        '<div class="scale {}" role="img" aria-label="{}"><div class="ramp"></div><div class="ticks">{}</div></div>'
+    ).format(scale.kind, spoken, ticks)
