@@ -163,14 +163,14 @@ def plan(ask: Ask) -> list[PlanRow]:
 
 def write(done: Explanation, folder: Path, save: Sequence[str] = ()) -> None:
     """Write results, page and pictures into `folder`, whole or not at all. Raises XaiError where the place cannot be written."""
-    from reports import draw, page
+    from reports import export, page
 
     with atomic_folder(folder) as new:
         names = _sub_folders(done.results) if len(done.results) > 1 else ["."]
         for name, result in zip(names, done.results, strict=True):
             (new / name).mkdir(exist_ok=True)
             result.write(new / name)
-            draw.export(result, new / name, save)
+            export.export(result, new / name, save)
         first = done.results[0]
         if len(done.results) > 1 or done.failures or done.interrupted:
             Run(title=_run_title(done), command=first.provenance.command, results=tuple(names), failures=tuple(done.failures),
