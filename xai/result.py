@@ -213,7 +213,8 @@ def json_schema() -> dict[str, Any]:
 
 def dump_json(value: Any) -> str:
     """Indented UTF-8 JSON with keys in the order of the types, a final newline, and no NaN."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "replace").decode("utf-8")  # stray bytes of a file name come as lone surrogates
 
 
 def read_json(path: Path) -> Any:
