@@ -34,6 +34,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.layers", "xai.heads", "xai.torchvision_import", "xai.trace"),
     ("xai.outputs", "xai.preprocessing"),
     ("xai.images", "xai.targets"),
+    ("xai.image_sources",),
+    ("xai.image_arrays", "xai.image_files"),
     ("xai.statistics", "xai.seeds"),
     ("xai.result",),
     ("xai.panels",),

@@ -16,7 +16,8 @@ def error(what: str, expected: str, got: object, do: str) -> XaiError:
     `what` names the input, `expected` says what it must be, `got` is the offending value, `do` is the next step (a full
     sentence without the final stop).
     """
-    return XaiError(f"{what} must be {expected}; got {got}. {do.rstrip('.')}.")
+    end = "" if do.endswith("?") else "."
+    return XaiError(f"{what} must be {expected}; got {got}. {do.rstrip('.')}{end}")
 
 
 def near(name: str, known: Iterable[str], count: int = 5) -> list[str]:

@@ -65,7 +65,7 @@ def _check_dtype(array: Array, what: str, normalised: bool) -> None:
     if normalised:
         do = "Pass floats, or leave out normalised=True and let the model normalise"
         raise error(what, "float values when normalised=True", array.dtype, do)
-    if array.dtype.kind != "b" and array.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+    if array.dtype.kind != "b" and (array.dtype.kind != "u" or array.dtype.itemsize > 2):
         do = "Convert it with .astype(numpy.uint8) where its values are 0 to 255"
         raise error(what, "uint8, uint16, bool, or float in [0, 1]", array.dtype, do)
 

@@ -50,8 +50,8 @@ def decode(stream: IO[bytes], name: str) -> Array:
     """The picture in `stream` (a seekable file) as (C, h, w): uint8, uint16 or, from a float TIFF, float32 in [0, 1].
 
     C is 1 for grey and 3 for colour. 16-bit grey and RGB of PNG and TIFF stay 16-bit, unless a colour profile other
-    than sRGB is embedded: that is converted in 8 bits, as are 16-bit CMYK, premultiplied alpha and JPEG 2000 in colour.
-    Raises XaiError.
+    than sRGB is embedded: that is converted in 8 bits, as are 16-bit CMYK, premultiplied alpha,
+    TIFF in planes and JPEG 2000 in colour. Raises XaiError.
     """
     try:
         picture = _open(stream, name)
@@ -114,13 +114,14 @@ def _deep_rawmode(picture: Pil.Image, name: str) -> str | None:
 
     Raises XaiError for the one layout that PIL reads wrongly.
     """
+    modes = {str(t.args if isinstance(t.args, str) else (t.args or [""])[0]) for t in getattr(picture, "tile", ())}
     tags = getattr(picture, "tag_v2", {})  # TIFF only
-    planar = tags.get(284) == 2 and 16 in tags.get(258, ())
-    modes = {t.args if isinstance(t.args, str) else (t.args or ("",))[0] for t in getattr(picture, "tile", ())}
-    if planar and not all(DEEP.fullmatch(str(m)) for m in modes):
+    if tags.get(284) == 2 and 16 in tags.get(258, ()):  # PlanarConfiguration, BitsPerSample
+        if all(DEEP.fullmatch(m) for m in modes):
+            return None  # compressed planes: libtiff gives the high bytes, whichever order it is told
         got = "one with separate, uncompressed channel planes, which PIL misreads"
         raise error(name, "a 16-bit TIFF with interleaved channels", got, "Save it again with interleaved channels")
-    mode = str(modes.pop()) if len(modes) == 1 else ""
+    mode = modes.pop() if len(modes) == 1 else ""
     return mode if DEEP.fullmatch(mode) else None
 
 
@@ -213,10 +214,10 @@ def _other_space(picture: Pil.Image, profile: bytes | None) -> Array:
     """CMYK through its embedded profile where it has one, by PIL's plain formula else; Lab through its definition."""
     if picture.mode == "LAB":
         lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        return np.asarray(_transform(picture, lab, "RGB"))
+        return np.asarray(_transform(picture, lab))
     known = _read_profile(profile) if profile and picture.mode == "CMYK" else None
     if known is not None and known.profile.xcolor_space.strip() == "CMYK":
-        return np.asarray(_transform(picture, known, "RGB"))
+        return np.asarray(_transform(picture, known))
     return np.asarray(picture.convert("RGB"))
 
 
@@ -237,19 +238,23 @@ def _to_srgb(array: Array, profile: bytes) -> Array:
     if known.profile.xcolor_space.strip() != ("GRAY" if grey else "RGB"):
         return array
     eight = array if array.dtype == np.uint8 else ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    done = np.asarray(_transform(Pil.fromarray(eight), known, "RGB"))
-    return done[..., 0] if grey else done
+    if grey:  # as a table of its 256 values: the quick path for pictures is 10 levels off in the shadows
+        ramp = Pil.fromarray(np.arange(256, dtype=np.uint8)[None])
+        table: Array = np.asarray(_transform(ramp, known, ImageCms.Flags.NOOPTIMIZE))[0, :, 0]
+        return np.take(table, eight)
+    return np.asarray(_transform(Pil.fromarray(eight), known))
 
 
-def _transform(picture: Pil.Image, profile: ImageCms.ImageCmsProfile, mode: str) -> Pil.Image:
+def _transform(picture: Pil.Image, profile: ImageCms.ImageCmsProfile, flags: int = 0) -> Pil.Image:
+    """From `profile` to sRGB, RGB 8-bit, relative colorimetric with black point compensation."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     done = ImageCms.profileToProfile(
         picture,
         profile,
         srgb,
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        outputMode=mode,
-        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        outputMode="RGB",
+        flags=ImageCms.Flags(flags) | ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
     if done is None:
         raise ImageCms.PyCMSError("no picture came back")

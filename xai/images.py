@@ -180,7 +180,7 @@ def load_images(
     *,
     normalised: bool = False,
     names: Sequence[str] | None = None,
-    labels: Sequence[int | str | None] | npt.NDArray[Any] | None = None,
+    labels: Any = None,
 ) -> Images:
     """Pictures from any source, in a fixed order, none of them decoded yet.
 
@@ -195,12 +195,16 @@ def load_images(
     A list        of any of these; an Image or Images stays what it is
 
     `normalised=True` says that float arrays or tensors have passed the model's normalisation. `names` and `labels`
-    (one a picture) replace those of the source. Alpha in files and PIL pictures is composited over white, colour
-    profiles are converted to sRGB, of several frames or pages the first is taken; an array is taken as it is.
+    (one a picture; a sequence, array or tensor) replace those of the source. In files and PIL pictures alpha is
+    composited over white, colour profiles are converted to sRGB, of several frames or pages the first is taken; an
+    array is taken as it is.
 
     Raises XaiError for a source that is not there or not of these kinds, and for arrays of other shapes or values; a
     picture that turns out bad later raises when it is indexed, and `good()` sorts it out. In a list of several, a bad
     path is such a picture too.
+
+    >>> load_images("sample:coffee")[0].size
+    (400, 600)
     """
     listing = _list(source, normalised)
     entries = listing.entries
