@@ -120,7 +120,7 @@ def build(copy: Path, kind: str, out: Path) -> Path:
     out.mkdir()
     code = f"import sys; from setuptools import build_meta; print(build_meta.build_{kind}(sys.argv[1]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(out)], cwd=copy, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, str(out)], cwd=copy, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return out / done.stdout.split()[-1]
