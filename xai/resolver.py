@@ -16,6 +16,8 @@ from xai.layouts import Reader, Reading, view_of
 from xai.trace import Firing, Node, Trace, redrawn, trace
 
 SMALLEST_GRID = 4
+NEGLIGIBLE = 1e-9  # an effect this small, beside the largest one, is rounding noise
+FLATNESS = 1e-6  # a map that varies by less than this part of its maximum is constant
 _CHUNK = 12  # gradients of that many outputs are asked for at once, from the last one backwards
 _POOLS = (
     nn.MaxPool2d,
@@ -25,6 +27,7 @@ _POOLS = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
 )
+_FLAT = "its class activation map is constant"
 _WRAPPERS = ("_orig_mod.", "module.")
 
 
@@ -57,13 +60,12 @@ def resolve_layer(
 
     Raises XaiError if the name is unknown or without spatial extent, or if no spatial output qualifies.
     """
-    run = trace(module, example)
-    reader = Reader(module, run, grid)
-    if layer != "auto":
-        return _named(module, run, reader, layer, score)
-    found = _choose(module, run, reader, score)
-    if found is None:
-        found = _choose_redrawn(module, example, score, grid)
+    with torch.inference_mode(False), torch.enable_grad():
+        run = trace(module, example)
+        reader = Reader(module, run, grid)
+        if layer != "auto":
+            return _named(module, run, reader, layer, score)
+        found = _choose(module, run, reader, score) or _choose_redrawn(module, example, score, grid)
     if found is None:
         raise XaiError(
             "The network must have a module whose output has spatial extent and is reached by the target's gradient; "
@@ -89,22 +91,31 @@ def _choose(module: nn.Module, run: Trace, reader: Reader, score: Callable[[Any]
     if not scalar.requires_grad:
         return None
     candidates = _candidates(run, reader)
+    judge = _Judge(module, run, scalar)
     preferred = [candidate for candidate in candidates if not _is_internal(candidate.node)]
     for pool in (preferred, [candidate for candidate in candidates if candidate not in preferred]):
-        small: _Candidate | None = None
-        for start in range(0, len(pool), _CHUNK):
-            chunk = pool[start : start + _CHUNK]
-            _judge(chunk, scalar, run)
-            for candidate in chunk:
-                if candidate.verdict:
-                    continue
-                if min(candidate.reading.grid) >= SMALLEST_GRID:
-                    return _explained(candidate, pool, len(candidates))
-                if small is None or min(candidate.reading.grid) > min(small.reading.grid):
-                    small = candidate
-        if small is not None:
-            return _explained(small, pool, len(candidates))
+        found = _first(pool, judge)
+        if found:
+            return _explained(found, pool, len(candidates))
     return None
+
+
+def _first(pool: list[_Candidate], judge: _Judge) -> _Candidate | None:
+    """The first that qualifies with a grid that is large enough, else the one with the largest grid."""
+    small: list[_Candidate] = []
+    closed: list[str] = []  # what is wrong with the output of these modules is no reason to look inside them
+    for start in range(0, len(pool), _CHUNK):
+        judge(pool[start : start + _CHUNK])
+        for candidate in pool[start : start + _CHUNK]:
+            if any(candidate.firing.name.startswith(name) for name in closed):
+                continue
+            if not candidate.verdict and min(candidate.reading.grid) >= SMALLEST_GRID:
+                return candidate
+            if candidate.verdict in ("", _FLAT):
+                closed.append(candidate.firing.name + ".")
+            if not candidate.verdict:
+                small.append(candidate)
+    return max(small, key=lambda candidate: min(candidate.reading.grid), default=None)
 
 
 def _choose_redrawn(
@@ -149,47 +160,56 @@ def _representative(node: Node) -> Firing:
     return chosen
 
 
-def _judge(chunk: list[_Candidate], scalar: Tensor, run: Trace) -> None:
-    """Set each candidate's verdict from the gradient of the score at it."""
-    gradients = _gradients(scalar, [candidate.node for candidate in chunk])
-    for candidate, gradient in zip(chunk, gradients, strict=True):
-        candidate.verdict = _verdict(candidate, gradient, run)
+class _Judge:
+    """Says of candidates, by the gradient of the target score at them, whether they qualify."""
+
+    def __init__(self, module: nn.Module, run: Trace, scalar: Tensor) -> None:
+        self._run = run
+        self._scalar = scalar
+        self._classes = getattr(module, "num_classes", None) != 0  # timm's way to say that there is no classifier
+        self._largest = 0.0
+
+    def __call__(self, chunk: list[_Candidate]) -> None:
+        """Set each candidate's verdict; one backward for all of them."""
+        gradients = _gradients(self._scalar, [candidate.node for candidate in chunk])
+        for candidate, gradient in zip(chunk, gradients, strict=True):
+            candidate.verdict = self._verdict(candidate, gradient)
+
+    def _verdict(self, candidate: _Candidate, gradient: Tensor | None) -> str:
+        if gradient is None:
+            return "the target's gradient does not reach it"
+        view = candidate.view
+        slopes, values = view.to_map(gradient), view.to_map(candidate.node.tensor.detach())
+        if not (torch.isfinite(slopes).all() and torch.isfinite(values).all()):
+            return "its values or gradients are not finite"
+        effect = float((slopes * values).abs().sum())
+        self._largest = max(self._largest, effect)
+        if effect <= NEGLIGIBLE * self._largest:
+            return "the target's gradient is zero at its positions"
+        if self._holds_classes(candidate):
+            return "it already holds one channel per class"
+        raw = (slopes.mean(dim=(2, 3), keepdim=True) * values).sum(dim=1)
+        if float(raw.max() - raw.min()) <= FLATNESS * float(raw.abs().max()):
+            return _FLAT
+        return ""
+
+    def _holds_classes(self, candidate: _Candidate) -> bool:
+        """Whether channel c of the map leads to class c and no other: then it is a map of scores, not of features."""
+        head = resolve_head(self._run.output)
+        if not self._classes or head.kind != "classes" or head.size != candidate.reading.channels:
+            return False
+        logits = head.read(self._run.output)
+        best = int(logits[0].argmax())
+        (gradient,) = _gradients(logits[0, best], [candidate.node])
+        if gradient is None:
+            return False
+        channels = candidate.view.to_map(gradient).abs().sum(dim=(0, 2, 3)).nonzero().flatten().tolist()
+        return channels in ([best], [])
 
 
 def _gradients(scalar: Tensor, nodes: list[Node]) -> list[Tensor | None]:
     tensors = [node.tensor for node in nodes]
     return list(torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True))
-
-
-def _verdict(candidate: _Candidate, gradient: Tensor | None, run: Trace) -> str:
-    if gradient is None:
-        return "the target's gradient does not reach it"
-    view = candidate.view
-    slopes, values = view.to_map(gradient), view.to_map(candidate.node.tensor.detach())
-    if not (torch.isfinite(slopes).all() and torch.isfinite(values).all()):
-        return "its values or gradients are not finite"
-    if not slopes.any():
-        return "the target's gradient is zero at its positions"
-    if _holds_classes(candidate, run):
-        return "it already holds one channel per class"
-    raw = (slopes.mean(dim=(2, 3), keepdim=True) * values).sum(dim=1)
-    if float(raw.max() - raw.min()) <= 1e-6 * float(raw.abs().max()):
-        return "its class activation map is constant"
-    return ""
-
-
-def _holds_classes(candidate: _Candidate, run: Trace) -> bool:
-    """Whether channel c of the map leads to class c and to no other: then it is a map of scores, not of features."""
-    head = resolve_head(run.output)
-    if head.kind != "classes" or head.size != candidate.reading.channels:
-        return False
-    logits = head.read(run.output)
-    best = int(logits[0].argmax())
-    (gradient,) = _gradients(logits[0, best], [candidate.node])
-    if gradient is None:
-        return False
-    channels = candidate.view.to_map(gradient).abs().sum(dim=(0, 2, 3)).nonzero().flatten().tolist()
-    return channels in ([best], [])
 
 
 def _explained(candidate: _Candidate, pool: list[_Candidate], count: int) -> LayerView:
@@ -208,7 +228,8 @@ def _explained(candidate: _Candidate, pool: list[_Candidate], count: int) -> Lay
 
 def _named(module: nn.Module, run: Trace, reader: Reader, layer: str, score: Callable[[Any], Tensor]) -> LayerView:
     name, call = _split_call(layer)
-    known = {_plain(known): known for known, _ in module.named_modules() if known}
+    own = {child: own for own, child in module.named_modules()}
+    known = {_plain(alias): own[child] for alias, child in module.named_modules(remove_duplicate=False) if alias}
     if _plain(name) not in known:
         raise XaiError(
             f"The layer must be a module of the network; got {layer!r}. "
@@ -226,7 +247,7 @@ def _named(module: nn.Module, run: Trace, reader: Reader, layer: str, score: Cal
     scalar = score(run.output).sum()
     verdict = "the output has no gradient"
     if scalar.requires_grad:
-        _judge([candidate], scalar, run)
+        _Judge(module, run, scalar)([candidate])
         verdict = candidate.verdict
     parts = ["chosen by name", f"but {verdict}" if verdict else "", reading.why]
     return view_of(firing, reading, "; ".join(part for part in parts if part))

@@ -67,23 +67,21 @@ class _Recorder:
         self._names = {child: name for name, child in module.named_modules()}
 
     def enter(self, module: nn.Module, arguments: Any, keywords: Any) -> None:
-        self._entered.setdefault(module, []).append([tensor._version for tensor in _floating((arguments, keywords))])
+        """Note what the module reads, before it changes a tensor in place or appends to a list that it was given."""
+        read = [(tensor, tensor._version) for tensor in _floating((arguments, keywords))]
+        self._entered.setdefault(module, []).append(read)
 
     def leave(self, module: nn.Module, arguments: Any, keywords: Any, output: Any) -> Any:
         name = self._names[module]
         call = self.calls[name]
         self.calls[name] += 1
-        read = _floating((arguments, keywords))
-        for tensor in read:
+        read = self._entered[module].pop()
+        for tensor, _ in read:
             if id(tensor) in self._nodes:
                 self._nodes[id(tensor)].readers.append(module)
         if self._cut:
             output = _with_leaves(output)
-        unchanged = [
-            tensor
-            for tensor, version in zip(read, self._entered[module].pop(), strict=True)
-            if tensor._version == version and id(tensor) in self._nodes
-        ]
+        unchanged = [tensor for tensor, version in read if tensor._version == version and id(tensor) in self._nodes]
         for path, tensor in outputs.tensors(output):
             if name and tensor.is_floating_point() and not any(_is_view(tensor, other) for other in unchanged):
                 node = self._nodes.setdefault(id(tensor), Node(tensor))
