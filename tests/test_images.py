@@ -333,6 +333,8 @@ def test_good_reads_each_once_and_keeps_none(tmp_path: Path, decoded: list[str])
     [
         ("", "A picture must be an existing file; got ''"),
         ("no/such/cat.jpg", "There is no folder 'no/such'"),
+        ("x" * 5000, r"an existing file; got 'x+' \(.*\)\. Check the name"),
+        (os.devnull, "an ordinary file or a folder; got the device or pipe"),
         ("https://example.org/cat.jpg", "a file on this machine; .* Download it first"),
         ([], "at least one long; got an empty list"),
         (7, "got int"),

@@ -76,6 +76,9 @@ def list_path(source: str | Path) -> Listing:
             return _list_pattern(str(path))
     except PermissionError as cause:
         raise _forbidden(path.name) from cause
+    except OSError as cause:  # a name that the system cannot look up: too long, a dead network drive
+        got = f"{text[:80]!r} ({cause.strerror or cause})"
+        raise error("A picture", "an existing file", got, "Check the name") from cause
     raise _missing(path, text)
 
 
@@ -143,6 +146,8 @@ def _list_pattern(pattern: str) -> Listing:
 
 def _missing(path: Path, text: str) -> XaiError:
     folder = path.parent
+    if text and path.exists():
+        return error("A picture", "an ordinary file or a folder", f"the device or pipe {text!r}", "Write it to a file")
     if text and not folder.is_dir():
         return error("A picture", "an existing file", repr(text), f"There is no folder {str(folder)!r}")
     try:
