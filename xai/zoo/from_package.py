@@ -1,0 +1,62 @@
+"""The models that ship with the package, prepared as their card says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xai.errors import error
+from xai.model import Model
+from xai.preprocessing import Preprocessing
+from xai.zoo.fitting import fit
+from xai.zoo.names import unknown
+from xai.zoo.request import Request
+from xai.zoo.shipped import SHIPPED, Shipped, build, card, weights_file
+from xai.zoo.spec import refuse_options
+from xai.zoo.weights import read_state
+
+
+def load(request: Request) -> Model:
+    """A shipped model. Raises XaiError where the name is unknown or its files are not in the package."""
+    name = request.spec.id
+    if name not in SHIPPED:
+        raise unknown(name, ("xai", "torchvision", "timm"))
+    entry, found = SHIPPED[name], card(name)
+    classes = request.options.classes or entry.classes
+    if request.weights is None and classes != entry.classes:
+        refuse_options(
+            request.spec,
+            ("classes",),
+            f"The shipped weights have {entry.classes} classes: add --weights FILE or --weights random",
+        )
+    if request.options.channels not in (None, 3):
+        refuse_options(request.spec, ("channels",), "This network takes three channels")
+    network = request.seeded(lambda: build(name, classes))
+    if request.weights is None:
+        path = weights_file(name)
+        notes = fit(network, read_state(path), what=request.spec.name)
+        weights = f"shipped ({path.name})"
+    else:
+        weights, notes = request.fill(network, classes=classes, classes_option=True)
+    labels = found["labels"] if found and classes == len(found["labels"]) else None
+    return request.model(
+        network, preprocessing=_preprocessing(name, entry, found), weights=weights, labels=labels, notes=notes
+    )
+
+
+def _preprocessing(name: str, entry: Shipped, found: dict[str, Any] | None) -> Preprocessing:
+    if found is None:
+        return Preprocessing(entry.size, reason=f"the package holds no card of {name}")
+    try:
+        resize = found["resize"]
+        return Preprocessing(
+            tuple(found["input_size"]),
+            tuple(found["mean"]),
+            tuple(found["std"]),
+            resize=resize["short_side"],
+            interpolation=resize["interpolation"].split(",")[0],
+            reason=f"the card of {name}",
+        )
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise error(
+            f"the card of xai:{name}", "complete", f"one without {problem}", "Reinstall the package"
+        ) from problem
