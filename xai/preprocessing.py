@@ -98,8 +98,8 @@ class Preprocessing:
         if self.mean is None or self.std is None:
             raise error("the preprocessing of this model", "known before a picture can be shown to it", "no mean and std",
                         "Add them to the spec, e.g. ?size=224&range=0-1&mean=0.485,0.456,0.406&std=0.229,0.224,0.225")
-        values = _channels(unit(image.pixels), self.channels, image.name)
-        values, frame = self._fit(values)
+        values, frame = self._fit(_channels(_values(image.pixels, self.channels), self.channels, image.name))
+        values = values / 255 if values.dtype == torch.uint8 else values
         seen = (values * 255).round().to(torch.uint8)
         low, high = self.range
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
@@ -155,13 +155,20 @@ class Preprocessing:
         smooth = self.interpolation != "nearest"
         out = torch.nn.functional.interpolate(values[None], (height, width), mode=self.interpolation if smooth else "nearest",
                                               align_corners=False if smooth else None, antialias=smooth)[0]
-        return out.clamp(0, 1)
+        return out if out.dtype == torch.uint8 else out.clamp(0, 1)
 
 
 def unit(pixels: np.ndarray) -> Tensor:
     """Pixels (C, h, w) uint8, uint16 or float in [0, 1] as float32 in [0, 1]."""
     scale = {"uint8": 255.0, "uint16": 65535.0}.get(str(pixels.dtype), 1.0)
     return torch.from_numpy(pixels.astype(np.float32) / np.float32(scale))
+
+
+def _values(pixels: np.ndarray, channels: int) -> Tensor:
+    """8-bit pixels as they are, to be resized in 8 bits as PIL does it for training; all others as [0, 1]."""
+    if pixels.dtype == np.uint8 and (pixels.shape[0] == channels or pixels.shape[0] == 1):
+        return torch.from_numpy(np.array(pixels, order="C"))  # a copy: the picture may be read-only
+    return unit(pixels)
 
 
 def _channels(values: Tensor, wanted: int, name: str) -> Tensor:
