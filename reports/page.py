@@ -51,9 +51,10 @@ def fragment(result: Result) -> str:
     album, found = Album(), specimens([result])
     content = Content(results=[result], specimens=found, command=result.provenance.command, slider=False)
     inner = body(content, album)
-    return environment().get_template("fragment.html").render(
+    html: str = environment().get_template("fragment.html").render(
         css=Markup(_css()), photographs=Markup(album.css()), headline=headline(result.title, found),
         lede=lede([result], found), body=inner)  # fmt: skip
+    return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def page_name(number: int) -> str:
