@@ -8,10 +8,14 @@ from xai.batch import Batch
 from xai.targets import Bound
 
 
-
 def seen(batch: Batch, layer: str, target: Bound) -> tuple[Tensor, Tensor]:
     """(activations, gradients), each (n, K, h, w), of one shared forward and one backward above the layer."""
-    return batch.activations(layer), batch.gradients(layer, target)
+    return full(batch.activations(layer)), full(batch.gradients(layer, target))
+
+
+def full(values: Tensor) -> Tensor:
+    """At least float32: sums over a layer's channels and places lose too much in half precision."""
+    return values.float() if values.element_size() < 4 else values
 
 
 def weighted(weights: Tensor, activations: Tensor) -> Tensor:

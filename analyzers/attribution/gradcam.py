@@ -16,7 +16,8 @@ from xai.targets import Bound
 class GradCAM(Attribution):
     """Grad-CAM: where a convolutional layer saw the class.
 
-    L(x, y) = sum_k w_k A_k(x, y), w_k the spatial mean of dS/dA_k; A the layer's activations, S the target score. View: relu.
+    L(x, y) = sum_k w_k A_k(x, y), w_k the spatial mean of dS/dA_k; A the layer's activations, S the target score. View:
+    relu.
 
     Reads     one model, images
     Yields    one signed map an image, at the layer's size, in units of the score
