@@ -1,0 +1,57 @@
+"""Write the generated parts of README.md: `python tests/readme_tables.py` prints them, `--write` puts them in place.
+
+Each stands between `<!-- NAME -->` and `<!-- end of NAME -->`. `methods` is read from the analyzers' files.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # as a script, only this folder is on the path
+
+from xai import catalog  # noqa: E402  # needs the line above
+
+README = ROOT / "README.md"
+
+
+def reference(docstring: str) -> str:
+    """The first paper of an analyzer's docstring, up to its number, in one line; "" where it names none."""
+    found = re.search(r"^Reference\s+(.+(?:\n {4,}.+)*)", docstring, re.MULTILINE)
+    text = " ".join(found[1].split()) if found else ""
+    numbered = re.match(r".*?(?:arXiv:|doi:)[^\s,;]+", text)
+    return numbered[0] if numbered else text
+
+
+def methods() -> str:
+    """One row a method, grouped by kind as `xai methods list` shows them."""
+    lines = ["| method | kind | what it shows | source |", "| --- | --- | --- | --- |"]
+    for entry in catalog.entries().values():
+        cells = (f"`{entry.name}`", entry.kind, entry.summary.rstrip("."), reference(entry.docstring))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[[], str]] = {"methods": methods}
+
+
+def renewed(text: str) -> str:
+    """The README with every generated part written anew. Raises ValueError where a part has no place in it."""
+    for name, make in PARTS.items():
+        start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f"README.md needs one part between {start.strip()} and {end.strip()}")
+        head, tail = text.index(start) + len(start), text.index(end)
+        text = text[:head] + make() + text[tail:]
+    return text
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        README.write_text(renewed(README.read_text()))
+    else:
+        print("\n\n".join(make() for make in PARTS.values()))
