@@ -24,12 +24,14 @@ class Batch:
     """Up to 32 prepared pictures of one model.
 
     `inputs` (n, C, H, W) on the model's device and in its precision, `seen` the same as (H, W, 3) uint8 pictures, `frames` the way
-    back to the originals, `hashes` the pictures' content hashes. The forward is computed once and dropped with the batch.
+    back to the originals, `hashes` the pictures' content hashes, `chunk` how many inputs one forward may take (a method that asks
+    each picture often fills it). The forward is computed once and dropped with the batch.
     """
 
     def __init__(self, model: Model, images: Sequence[Image], prepared: Sequence[Prepared], seed: int = 0,
-                 truth: Sequence[int | str | None] = ()) -> None:
+                 truth: Sequence[int | str | None] = (), chunk: int = 0) -> None:
         self.model = model
+        self.chunk = max(chunk, len(images))
         self.images = tuple(images)
         self.inputs: Tensor = torch.stack([p.input for p in prepared]).to(model.device, model.dtype)
         self.seen: tuple[np.ndarray, ...] = tuple(p.seen for p in prepared)

@@ -239,15 +239,15 @@ class Model:
                 bad(images.names[i] if isinstance(images, Images) else f"picture {i}", str(problem))
                 continue
             if held and (len(held) == chunk or held[0][1].input.shape != item[1].input.shape):
-                yield self._batch(held, seed)
+                yield self._batch(held, seed, chunk)
                 held = []
             held.append(item)
         if held:
-            yield self._batch(held, seed)
+            yield self._batch(held, seed, chunk)
 
-    def _batch(self, held: list[tuple[Image, Prepared, int | str | None]], seed: int) -> Batch:
+    def _batch(self, held: list[tuple[Image, Prepared, int | str | None]], seed: int, chunk: int) -> Batch:
         images, prepared, truth = zip(*held, strict=True)
-        return Batch(self, images, prepared, seed, truth)
+        return Batch(self, images, prepared, seed, truth, chunk)
 
     def chunk(self, memory_bytes: int | None = None) -> int:
         """How many pictures a batch takes: from the traced sizes of the activations and the memory budget, 1 to 32."""

@@ -127,7 +127,7 @@ class Preprocessing:
         return replace(self, **options)
 
     def _as_it_is(self, image: Image) -> Prepared:
-        values = torch.from_numpy(np.ascontiguousarray(image.pixels)).float()
+        values = torch.from_numpy(np.array(image.pixels, dtype=np.float32))
         if values.shape[0] != self.channels:
             raise error(f"the tensor {image.name}", f"of {self.channels} channels", values.shape[0], "Check the order (C, h, w)")
         return Prepared(values, _rgb((self.undo(values) * 255).round().to(torch.uint8)), Frame(0, 0, 1, 1))

@@ -1,0 +1,95 @@
+"""Expected gradients: integrated gradients averaged over many baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from analyzers.attribution._gradients import REDUCTIONS, Running, as_map, gradients, wide
+from xai.analyzer import Attribution, Maps, Passes, param
+from xai.batch import Batch
+from xai.errors import error
+from xai.images import Images, load_images
+from xai.targets import Bound
+
+DRAWN = ("colours", "noise")
+
+
+@dataclass(frozen=True)
+class ExpectedGradients(Attribution):
+    """Expected gradients: what each pixel adds, on average over baselines and places on the way from them.
+
+    M = mean over k of sum over channels of (x - b_k) * dS/dx at b_k + a_k (x - b_k), a_k ~ U[0, 1], b_k a random
+    baseline. The paper draws baselines from the training data. A map must not depend on what else is in the batch, so
+    here they have a distribution of their own: "colours", a flat picture of one colour drawn uniformly (no single
+    colour goes unseen, as black does for integrated gradients), "noise", every pixel drawn uniformly, or your own
+    pictures, drawn with replacement. It is expected to add up to S(x) - mean S(b). Where reduce is sum the standard
+    error over the samples stands beside it.
+
+    Reads     one model, images, and the baseline pictures if a source of them is named
+    Yields    one signed map an image, at the input's size, in units of the score, and its standard error
+    Raises    XaiError if no gradient reaches the input, the normalisation is not known, or a baseline of another size
+    Cost      `samples` forwards and backwards
+    Reference Erion et al. 2021, "Improving performance of deep learning models with axiomatic attribution priors and
+              expected gradients", arXiv:1906.10670, definition of expected gradients
+    """
+
+    baselines: str = param("colours", "colours (flat, random), noise (random pixels), or pictures: a folder or pattern")
+    samples: int = param(50, "draws of a baseline and a place on the way, for each picture", low=1)
+    reduce: str = param("sum", "what becomes of the channels: sum (signed), max_abs or sum_abs", choices=REDUCTIONS)
+
+    needs = frozenset({"gradients", "images"})
+
+    def passes(self) -> Passes:
+        """One forward and one backward a sample."""
+        return Passes(forwards=self.samples, backwards=self.samples)
+
+    def maps(self, batch: Batch, target: Bound) -> Maps:
+        """(n, H, W) at the input's size, with standard errors where reduce is sum."""
+        draw, ways, total = self._draws(batch), {}, Running()
+
+        def point(k: int) -> Tensor:
+            start, place = draw()
+            ways[k] = batch.inputs - start
+            return start + place * ways[k]
+
+        for k, found in gradients(batch, target, point, self.samples):
+            part = wide(ways.pop(k)) * found
+            total.add(part.sum(1, keepdim=True) if self.reduce == "sum" else part)
+        error_map = total.standard_error()[:, 0] if self.reduce == "sum" and self.samples > 1 else None
+        return Maps(as_map(total.mean, self.reduce, batch), error_map)
+
+    def _draws(self, batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Gives at its k-th call the k-th baselines (n, C, H, W) and places (n, 1, 1, 1), from each picture's seed."""
+        generators = [batch.generator(i, self.name()) for i in range(len(batch))]
+        one = self._one(batch)
+
+        def draw() -> tuple[Tensor, Tensor]:
+            starts, places = zip(*((one(g), torch.rand((1, 1, 1), generator=g)) for g in generators), strict=True)
+            return torch.stack(starts).to(batch.inputs), torch.stack(places).to(batch.inputs)
+
+        return draw
+
+    def _one(self, batch: Batch) -> Callable[[torch.Generator], Tensor]:
+        """What draws one baseline (C, H, W), always on the CPU in float32."""
+        ready, shape = batch.model.preprocessing, batch.inputs.shape[1:]
+        if self.baselines in DRAWN:
+            low, high = ready.constant(0), ready.constant(1)
+            drawn = (shape[0], 1, 1) if self.baselines == "colours" else shape
+            return lambda g: (low + (high - low) * torch.rand(drawn, generator=g)).expand(shape)
+        pictures: Images = load_images(self.baselines)
+        if not len(pictures):
+            raise error(f"{self.name()}.baselines", "a source with a picture", repr(self.baselines), "Name another")
+
+        def one(g: torch.Generator) -> Tensor:
+            chosen = pictures[int(torch.randint(len(pictures), (), generator=g))]
+            found = ready(chosen).input
+            if found.shape != shape:
+                raise error(f"the baseline {chosen.name}", f"of the picture's shape {tuple(shape)} once prepared",
+                            tuple(found.shape), "Take baselines that are prepared as the pictures are")
+            return found
+
+        return one
