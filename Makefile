@@ -19,8 +19,9 @@ slow:  ## the walk over timm and torchvision, and other long tests
 bench:  ## each speed ratio beside its goal; exits 1 below a goal
 	.venv/bin/pip install -q -c constraints.txt -e ".[bench]" && .venv/bin/python tests/benchmarks/run.py
 
-readme:  ## write the generated tables of README.md anew
+readme:  ## write the generated tables and the picture of README.md anew
 	.venv/bin/python tests/readme_tables.py --write
+	.venv/bin/python tests/readme_picture.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

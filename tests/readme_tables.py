@@ -1,6 +1,7 @@
 """Write the generated parts of README.md: `python tests/readme_tables.py` prints them, `--write` puts them in place.
 
-Each stands between `<!-- NAME -->` and `<!-- end of NAME -->`. `methods` is read from the analyzers' files.
+Each stands between `<!-- NAME -->` and `<!-- end of NAME -->`. `methods` is read from the analyzers' files, `shipped`
+from the cards of the shipped models.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as a script, only this folder is on the path
 
 from xai import catalog  # noqa: E402  # needs the line above
+from xai.zoo import shipped as shipped_models  # noqa: E402
 
 README = ROOT / "README.md"
 
@@ -36,7 +39,32 @@ def methods() -> str:
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"methods": methods}
+def shipped() -> str:
+    """One row a shipped model, from its card; accuracies as the card holds them."""
+    lines = [
+        "| model | what | parameters | file | top-1 held out | top-1 validation |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in shipped_models.SHIPPED:
+        card = shipped_models.card(name)
+        if card is None:
+            raise ValueError(f"xai:{name} has no card")
+        size = f"{card['weights']['bytes'] / 1e6:.1f} MB, {card['weights']['dtype']}"
+        accuracies = (accuracy(card.get(key)) for key in ("held_out", "validation"))
+        cells = (f"`xai:{name}`", card["summary"].rstrip("."), f"{card['parameters']:,}", size, *accuracies)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def accuracy(measured: dict[str, Any] | None) -> str:
+    """What a card says of one set of photographs, with the 95 % interval where it has one."""
+    if measured is None:
+        return "not measured"
+    interval = f" ({100 * measured['low']:.1f} to {100 * measured['high']:.1f})" if "low" in measured else ""
+    return f"{100 * measured['accuracy']:.1f} %{interval} of {measured['n']:,}"
+
+
+PARTS: dict[str, Callable[[], str]] = {"methods": methods, "shipped": shipped}
 
 
 def renewed(text: str) -> str:
