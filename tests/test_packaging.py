@@ -183,3 +183,32 @@ def test_one_version_everywhere() -> None:
     version = project()["version"]
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {version} (" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "option", "code"),
+    [
+        ("import pytest\ndef test_a(): pytest.skip('needs a GPU')\n", "--no-skips", 0),
+        ("import pytest\ndef test_a(): pytest.skip('no mood')\n", "--no-skips", 1),
+        ("import pytest\ndef test_a(): pytest.skip('no mood')\n", "-q", 0),
+        ("import pytest\npytest.importorskip('no_such_package')\ndef test_a(): pass\n", "--no-skips", 1),
+    ],
+    ids=["accepted", "refused", "refused only on request", "a whole file"],
+)
+def test_a_skip_fails_where_all_checks_must_run(body: str, option: str, code: int, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "test_one.py").write_text(body + "def test_passes(): pass\n" * ("importorskip" not in body))
+    (tmp_path / "test_two.py").write_text("def test_passes(): pass\n")
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", option],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("skipped without an accepted reason" in done.stdout) == bool(code)
+    assert ("test_one.py" in done.stdout.partition("accepted reason")[2]) == bool(code)
