@@ -160,7 +160,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters.update(
-        number=wording.number, count=wording.count, duration=wording.duration, memory=wording.memory, setting=setting,
+        number=wording.number, count=wording.count, duration=wording.duration, memory=wording.memory,
+        moment=wording.moment, setting=setting,
         method=method_name, cost=_cost, overall=overall, top=_top, plates=_plates,
         words=lambda name: name.replace("_", " "),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -28,10 +29,10 @@ def percent(share: float) -> str:
     if not math.isfinite(share):
         return "not finite"
     if 0 < share < 0.0005:
-        return "< 0.1 %"
+        return "<\u00a00.1\u00a0%"
     if 0.9995 <= share < 1:
-        return "> 99.9 %"
-    return f"{100 * share:.1f} %".replace("-", "−")
+        return ">\u00a099.9\u00a0%"
+    return f"{100 * share:.1f}\u00a0%".replace("-", "−")
 
 
 def memory(size: int | None) -> str:
@@ -52,6 +53,16 @@ def duration(seconds: float) -> str:
         return f"{number(seconds)} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(stamp: str) -> str:
+    """An ISO 8601 time as `2025-11-24 03:07 UTC`; what is none stays as it is."""
+    try:
+        time = datetime.fromisoformat(stamp)
+    except ValueError:
+        return stamp
+    zone = "" if time.tzinfo is None else " UTC" if not time.utcoffset() else f" {time:%z}"
+    return f"{time:%Y-%m-%d %H:%M}{zone}"
 
 
 def count(many: int, noun: str, plural: str = "") -> str:

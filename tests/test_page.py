@@ -53,7 +53,7 @@ class Document(html.parser.HTMLParser):
         if self._inside:
             self.raw[self._inside][-1] += data
         else:
-            self.text += data
+            self.text += data.replace("\u00a0", " ")
 
     def attributes(self, name: str) -> list[str]:
         """Every value of an attribute on the page."""
