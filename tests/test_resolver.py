@@ -191,36 +191,54 @@ def test_calls_paths_and_tensors_that_are_no_maps() -> None:
     check_map(net, resolve_layer(net, x, top1), x)
 
 
-def test_tokens_first_and_an_undeclared_prefix() -> None:
-    """An encoder that takes (T, n, K), with one more token that no name declares; the class token alone is read."""
+class Encoder(nn.Module):
+    """Tokens as (T, n, K), with unnamed ones before and after the patches; one of those alone is read."""
 
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.patches = nn.Conv2d(3, 16, 8, 8)
-            self.extra = nn.Parameter(torch.randn(1, 1, 16))
-            self.norm = nn.LayerNorm(16)
-            self.attention = nn.MultiheadAttention(16, 2)
-            self.head = nn.Linear(16, 4)
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.before, self.after = nn.Parameter(torch.randn(before, 1, 16)), nn.Parameter(torch.randn(after, 1, 16))
+        self.norm = nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2)
+        self.head = nn.Linear(16, 4)
 
-        def forward(self, x: Tensor) -> Tensor:
-            tokens = self.patches(x).flatten(2).permute(2, 0, 1)
-            tokens = self.norm(torch.cat([self.extra.expand(-1, len(x), -1), tokens]))
-            return self.head((tokens + self.attention(tokens, tokens, tokens)[0])[0])
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).permute(2, 0, 1)
+        tokens = torch.cat([self.before.expand(-1, len(x), -1), tokens, self.after.expand(-1, len(x), -1)])
+        tokens = self.norm(tokens)
+        read = 0 if len(self.before) else -1
+        return self.head((tokens + self.attention(tokens, tokens, tokens)[0])[read])
 
+
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 5), (2, 3), (7, 4)])
+def test_tokens_that_nothing_declares_are_found_by_what_they_look_at(before: int, after: int) -> None:
     torch.manual_seed(0)
-    net, x = Encoder().eval(), torch.randn(2, 3, 48, 32)
+    net, x = Encoder(before, after).eval(), torch.randn(2, 3, 48, 32)
     view = resolve_layer(net, x, top1)
-    assert (view.name, view.layout, view.grid, view.prefix) == ("norm", "tokens_first", (6, 4), 1)
+    assert (view.name, view.layout, view.grid, view.prefix) == ("norm", "tokens_first", (6, 4), before)
     check_map(net, view, x)
+
+
+def test_a_map_of_scores_is_passed_over_and_a_dead_target_still_finds_the_layer() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU()]
+    net, x = nn.Sequential(*layers).eval(), picture(16)
+    assert resolve_layer(net, x, lambda output: output.sum((1, 2, 3))).name == "1"
+    pooled = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with torch.no_grad():
+        layers[2].weight[3], layers[2].bias[3] = 0, -1  # the ReLU after it never opens for class 3
+    assert resolve_layer(pooled, x, top1).name == "1"
+    dead = resolve_layer(pooled, x, lambda output: output[:, 3])
+    assert dead.name == "1"
+    assert "the target's own gradient is zero everywhere" in dead.reason
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens", "tokens_first", "channels_tokens"])
 def test_layouts_round_trip(layout: str) -> None:
     maps = torch.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    prefix = 0 if layout in ("nchw", "nhwc") else 2
+    prefix = 0 if layout in ("nchw", "nhwc") else 2  # and one token after the patches
     view = LayerView("x", (4, 5), 3, layout, prefix)
-    like = {"tokens": (2, 22, 3), "tokens_first": (22, 2, 3), "channels_tokens": (2, 3, 22)}.get(layout, (1,))
+    like = {"tokens": (2, 23, 3), "tokens_first": (23, 2, 3), "channels_tokens": (2, 3, 23)}.get(layout, (1,))
     held = view.from_map(maps, torch.zeros(like))
     read = view.to_map(held)
     assert_close(read, maps, rtol=0, atol=0)

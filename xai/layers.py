@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from xai import outputs
 from xai.errors import XaiError
 
-# How the axes of a tensor read, one letter an axis: n picture, K channel, h and w position, T = prefix + h*w position.
+# How the axes of a tensor read, one letter an axis: n picture, K channel, h and w position, T tokens: `prefix` of them,
+# then the h*w positions row by row, then whatever else there is.
 LAYOUTS = {
     "nchw": "nKhw",
     "nhwc": "nhwK",
@@ -58,17 +59,18 @@ class LayerView:
         axes = LAYOUTS[self.layout]
         if "T" not in axes:
             return tensor.permute([axes.index(axis) for axis in "nKhw"])
-        patches = tensor.permute([axes.index(axis) for axis in "nKT"])[..., self.prefix :]
+        cells = self.grid[0] * self.grid[1]
+        patches = tensor.permute([axes.index(axis) for axis in "nKT"])[..., self.prefix : self.prefix + cells]
         return patches.reshape(*patches.shape[:2], *self.grid)
 
     def from_map(self, maps: Tensor, like: Tensor) -> Tensor:
-        """The inverse of `to_map`: `maps` (n, K, h, w) in the network's layout, prefix tokens taken from `like`."""
+        """The inverse of `to_map`: `maps` (n, K, h, w) in the network's layout, other tokens taken from `like`."""
         axes = LAYOUTS[self.layout]
         if "T" not in axes:
             return maps.permute(["nKhw".index(axis) for axis in axes])
-        tokens = maps.flatten(2)
-        if self.prefix:
-            tokens = torch.cat([like.permute([axes.index(axis) for axis in "nKT"])[..., : self.prefix], tokens], dim=2)
+        others = like.permute([axes.index(axis) for axis in "nKT"])
+        after = self.prefix + self.grid[0] * self.grid[1]
+        tokens = torch.cat([others[..., : self.prefix], maps.flatten(2), others[..., after:]], dim=2)
         return tokens.permute(["nKT".index(axis) for axis in axes])
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from xai.layers import LayerView
@@ -58,11 +59,12 @@ class Reader:
 
     def __init__(self, module: nn.Module, run: Trace, grid: tuple[int, int] | None = None) -> None:
         self._run = run
-        self._forced = grid
+        self.forced = grid
         self._size = tuple(run.picture.shape[-2:]) if run.picture.ndim >= 3 else None
-        self._prefixes = declared_prefixes(module)
+        self._prefixes = [*declared_prefixes(module), 0]
         self._channel_axis = {node: _channel_axis(node) for node in run.nodes}
         self._grids = self._planar_grids()
+        self._token_grids: dict[int, tuple[tuple[int, int], int, str] | None] = {}
 
     def read(self, node: Node) -> Reading | None:
         """How `node` reads, or None if it has no spatial extent or nothing tells how."""
@@ -100,7 +102,7 @@ class Reader:
 
     def _plausible(self, grid: tuple[int, int]) -> bool:
         """Whether some planar output has this grid or a whole stride leads to it: attention matrices fail both."""
-        if grid in self._grids or grid == self._forced:
+        if grid in self._grids or grid == self.forced:
             return True
         if self._size is None:
             return False
@@ -117,22 +119,68 @@ class Reader:
 
     def _token_grid(self, count: int) -> tuple[tuple[int, int], int, str] | None:
         """(grid, prefix, why) of a sequence of `count` tokens."""
-        if self._forced:
-            prefix = count - self._forced[0] * self._forced[1]
-            return (self._forced, prefix, "the grid was given") if prefix >= 0 else None
-        declared = list(dict.fromkeys([*self._prefixes, 0]))
-        for prefix in declared:
-            for grid in self._grids:
-                if grid[0] * grid[1] + prefix == count and prefix < count:
-                    return grid, prefix, _token_words(grid, prefix, "the grid of a planar output")
-        for prefix in declared:
-            grid_by_shape = self._grid_of(count - prefix)
-            if grid_by_shape:
-                return grid_by_shape, prefix, _token_words(grid_by_shape, prefix, "the picture's aspect ratio")
-        for prefix in range(1, _LARGEST_UNDECLARED_PREFIX + 1):
-            for grid in self._grids:
-                if grid[0] * grid[1] + prefix == count and grid[0] * grid[1] > 4 * prefix:
-                    return grid, prefix, _token_words(grid, prefix, "the grid of a planar output and the difference")
+        if count not in self._token_grids:
+            grids = [self.forced] if self.forced else self._grids
+            answer = self._declared(count, grids) or self._probed(count, grids)
+            self._token_grids[count] = answer or (None if self.forced else self._guessed(count))
+        return self._token_grids[count]
+
+    def _declared(self, count: int, grids: list[tuple[int, int]]) -> tuple[tuple[int, int], int, str] | None:
+        """By the prefixes that the network declares and the grids that planar outputs have."""
+        for prefix in self._prefixes:
+            for grid in grids:
+                if grid[0] * grid[1] + prefix == count:
+                    source = "as it was given" if self.forced else "the grid of a planar output"
+                    return grid, prefix, _token_words(grid, prefix, source)
+        return None
+
+    def _probed(self, count: int, grids: list[tuple[int, int]]) -> tuple[tuple[int, int], int, str] | None:
+        """By what single tokens look at, where nothing says which of the tokens are the patches."""
+        squares = [self._grid_of(count - extra) for extra in range(_LARGEST_UNDECLARED_PREFIX + 1)]
+        tried = [*grids, *(square for square in squares if square and not self.forced)]
+        for grid in sorted(dict.fromkeys(tried), key=lambda grid: count - grid[0] * grid[1]):
+            if count / 2 < grid[0] * grid[1] <= count:
+                prefix = self._offset(count, grid)
+                if prefix is not None:
+                    return grid, prefix, _token_words(grid, prefix, "where in the picture single tokens look")
+        return None
+
+    def _guessed(self, count: int) -> tuple[tuple[int, int], int, str] | None:
+        """By a declared prefix and the picture's aspect ratio."""
+        for prefix in self._prefixes:
+            grid = self._grid_of(count - prefix)
+            if grid:
+                return grid, prefix, _token_words(grid, prefix, "the picture's aspect ratio")
+        return None
+
+    def _offset(self, count: int, grid: tuple[int, int]) -> int | None:
+        """How many tokens precede the first patch, if three tokens agree, in the earliest sequence of that length."""
+        found = self._first_sequence(count)
+        if found is None or not self._run.picture.requires_grad:
+            return None
+        tokens, cells = found, grid[0] * grid[1]
+        extra = count - cells
+        weights = torch.randn(tokens.shape[1], generator=torch.Generator().manual_seed(0)).to(tokens)
+        offsets = set()
+        for part in (0.1, 0.5, 0.9):
+            index = extra + round(part * (cells - 1 - extra))
+            score = (tokens[index] * weights).sum()
+            if not score.requires_grad:
+                return None
+            (slope,) = torch.autograd.grad(score, self._run.picture, retain_graph=True, materialize_grads=True)
+            energy = nn.functional.adaptive_avg_pool2d(slope.square().sum(1, keepdim=True), grid)
+            offsets.add(index - int(energy.argmax()))
+        offset = offsets.pop()
+        return offset if not offsets and 0 <= offset <= extra else None
+
+    def _first_sequence(self, count: int) -> Tensor | None:
+        """The earliest sequence of that many tokens, (count, K)."""
+        for node in self._run.nodes:
+            axis, shape = self._channel_axis[node], tuple(node.tensor.shape)
+            if len(shape) == 3 and 1 in shape[:2] and axis is not None and axis > 0 and node.tensor.requires_grad:
+                layout, length = _sequence(shape, axis)
+                if length == count:
+                    return node.tensor[:, 0] if layout == "tokens_first" else node.tensor[0].movedim(axis - 1, 1)
         return None
 
     def _grid_of(self, patches: int) -> tuple[int, int] | None:

@@ -65,7 +65,7 @@ def resolve_layer(
         reader = Reader(module, run, grid)
         if layer != "auto":
             return _named(module, run, reader, layer, score)
-        found = _choose(module, run, reader, score) or _choose_redrawn(module, example, score, grid)
+        found = _choose(module, run, reader, score(run.output)) or _choose_otherwise(module, example, run, reader)
     if found is None:
         raise XaiError(
             "The network must have a module whose output has spatial extent and is reached by the target's gradient; "
@@ -86,18 +86,41 @@ def list_layers(module: nn.Module, example: Tensor) -> list[LayerView]:
     return [view for _, view in sorted(listed, key=lambda pair: pair[0])]
 
 
-def _choose(module: nn.Module, run: Trace, reader: Reader, score: Callable[[Any], Tensor]) -> LayerView | None:
-    scalar = score(run.output).sum()
-    if not scalar.requires_grad:
+def _choose(module: nn.Module, run: Trace, reader: Reader, score: Tensor) -> LayerView | None:
+    if not score.requires_grad:
         return None
     candidates = _candidates(run, reader)
-    judge = _Judge(module, run, scalar)
+    judge = _Judge(module, run, score.sum())
     preferred = [candidate for candidate in candidates if not _is_internal(candidate.node)]
     for pool in (preferred, [candidate for candidate in candidates if candidate not in preferred]):
         found = _first(pool, judge)
         if found:
             return _explained(found, pool, len(candidates))
     return None
+
+
+def _choose_otherwise(module: nn.Module, example: Tensor, run: Trace, reader: Reader) -> LayerView | None:
+    """Where the target's own gradient is zero: by all outputs, then with random weights for all-zero ones."""
+    view = _choose(module, run, reader, _mixture(run.output))
+    if view:
+        return replace(view, reason=f"{view.reason}; by all outputs, as the target's own gradient is zero everywhere")
+    with redrawn(module) as names:
+        again = trace(module, example) if names else run
+        view = _choose(module, again, Reader(module, again, reader.forced), _mixture(again.output)) if names else None
+    if view:
+        note = f"the weights of {', '.join(names)} are all zero and stop the gradient: found with random ones instead"
+        return replace(view, reason=f"{view.reason}; {note}")
+    for candidate in _candidates(run, reader):
+        large = min(candidate.reading.grid) >= SMALLEST_GRID
+        if large and candidate.node.tensor.requires_grad and not _is_internal(candidate.node):
+            return view_of(candidate.firing, candidate.reading, "the last spatial output, but no gradient reaches any")
+    return None
+
+
+def _mixture(output: Any) -> Tensor:
+    """A random mixture of everything that the head holds."""
+    value = resolve_head(output).read(output)
+    return (value * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)).sum()
 
 
 def _first(pool: list[_Candidate], judge: _Judge) -> _Candidate | None:
@@ -116,19 +139,6 @@ def _first(pool: list[_Candidate], judge: _Judge) -> _Candidate | None:
             if not candidate.verdict:
                 small.append(candidate)
     return max(small, key=lambda candidate: min(candidate.reading.grid), default=None)
-
-
-def _choose_redrawn(
-    module: nn.Module, example: Tensor, score: Callable[[Any], Tensor], grid: tuple[int, int] | None
-) -> LayerView | None:
-    """The choice with all-zero weights drawn at random: a zero-initialised head lets no gradient through at all."""
-    with redrawn(module) as names:
-        if not names:
-            return None
-        run = trace(module, example)
-        view = _choose(module, run, Reader(module, run, grid), score)
-    note = f"the weights of {', '.join(names)} are all zero and stop the gradient: found with random ones instead"
-    return view and replace(view, reason=f"{view.reason}; {note}")
 
 
 def _candidates(run: Trace, reader: Reader) -> list[_Candidate]:
@@ -196,11 +206,13 @@ class _Judge:
     def _holds_classes(self, candidate: _Candidate) -> bool:
         """Whether channel c of the map leads to class c and no other: then it is a map of scores, not of features."""
         head = resolve_head(self._run.output)
-        if not self._classes or head.kind != "classes" or head.size != candidate.reading.channels:
+        maps = head.kind in ("map", "image")
+        if not (self._classes and (maps or head.kind == "classes")) or head.size != candidate.reading.channels:
             return False
-        logits = head.read(self._run.output)
-        best = int(logits[0].argmax())
-        (gradient,) = _gradients(logits[0, best], [candidate.node])
+        scores = head.read(self._run.output)[0].flatten(1 if maps else 0)
+        scores = scores.sum(1) if maps else scores
+        best = int(scores.argmax())
+        (gradient,) = _gradients(scores[best], [candidate.node])
         if gradient is None:
             return False
         channels = candidate.view.to_map(gradient).abs().sum(dim=(0, 2, 3)).nonzero().flatten().tolist()
@@ -208,8 +220,10 @@ class _Judge:
 
 
 def _gradients(scalar: Tensor, nodes: list[Node]) -> list[Tensor | None]:
-    tensors = [node.tensor for node in nodes]
-    return list(torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True))
+    """The gradient at each node's tensor, None where there is none."""
+    tensors = [node.tensor for node in nodes if node.tensor.requires_grad]
+    found = iter(torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True) if tensors else ())
+    return [next(found) if node.tensor.requires_grad else None for node in nodes]
 
 
 def _explained(candidate: _Candidate, pool: list[_Candidate], count: int) -> LayerView:

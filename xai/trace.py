@@ -61,7 +61,7 @@ class _Recorder:
     def __init__(self, module: nn.Module, picture: Tensor) -> None:
         self.calls: Counter[str] = Counter()
         self._nodes: dict[int, Node] = {}  # by id; the nodes hold the tensors, so no id is used twice
-        self._entered: dict[nn.Module, list[list[int]]] = {}
+        self._entered: dict[nn.Module, list[list[tuple[Tensor, int]]]] = {}
         self._order = 0
         self._cut = not picture.requires_grad
         self._names = {child: name for name, child in module.named_modules()}
