@@ -34,7 +34,7 @@ class Frame:
 
 def span(values: np.ndarray, zero: bool = False, margin: float = 0.04) -> tuple[float, float]:
     """A range that holds all finite values, with a margin, and zero where asked for; never empty."""
-    finite = np.asarray(values, np.float64)[np.isfinite(values)]
+    finite = np.clip(np.asarray(values, np.float64)[np.isfinite(values)], -1e300, 1e300)
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)

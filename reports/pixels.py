@@ -16,6 +16,7 @@ OPACITY = 0.6
 """Opacity of a map over its photograph where nobody chose another."""
 _FINE = 64 * 64
 _KEPT = 0.995
+_HUGE = 1e300
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def scale_of(values: np.ndarray, view: View, given: tuple[float, float] | None =
     spans its whole range; a finer one ends at the 99.5 % quantile of its absolute values, since a few extreme pixels of
     a gradient would leave the rest black, and `beyond` counts the cells past it.
     """
-    seen = shown(np.asarray(values, np.float64), view)
+    seen = _view(values, view)
     finite = seen[np.isfinite(seen)]
     missing = int(seen.size - finite.size)
     constant = bool(finite.size == 0 or finite.min() == finite.max())
@@ -51,6 +52,12 @@ def scale_of(values: np.ndarray, view: View, given: tuple[float, float] | None =
     return Scale(start, high, "sequential", beyond, missing, constant)
 
 
+def _view(values: np.ndarray, view: View) -> np.ndarray:
+    """What the view shows, float64; finite values end where the difference of two would overflow."""
+    seen = shown(np.asarray(values, np.float64), view)
+    return np.where(np.isfinite(seen), np.clip(seen, -_HUGE, _HUGE), seen)
+
+
 def _top(finite: np.ndarray) -> float:
     size = np.abs(finite)
     top = float(size.max(initial=0))
@@ -61,7 +68,7 @@ def _top(finite: np.ndarray) -> float:
 
 def indices(values: np.ndarray, view: View, scale: Scale) -> np.ndarray:
     """The palette index of each value, uint8, the shape of `values`; one that is not finite gets the reserved index."""
-    seen = shown(np.asarray(values, np.float64), view)
+    seen = _view(values, view)
     known = np.isfinite(seen)
     span = scale.high - scale.low
     if not span > 0:
@@ -108,7 +115,7 @@ def heatmap_png(panel: Heatmap | Matrix, least: int = 0) -> bytes:
     With `least` a coarser map is first magnified by a whole factor until its shorter side has that many pixels: who
     enlarges the PNG then blends colours that are neighbours on the scale, and sees no colour that is not on it.
     """
-    values = np.asarray(panel.values)
+    values = np.asarray(panel.values) if np.size(panel.values) else np.full((1, 1), np.nan)
     scale = scale_of(values, panel.view, getattr(panel, "scale", None))
     factor = -(-least // min(values.shape)) if least and min(values.shape) else 1
     if factor > 1:
