@@ -89,26 +89,33 @@ def prepare(picture: Image.Image, card: dict[str, Any]) -> Tensor:
     return torch.from_numpy(numpy.asarray(square).copy()).permute(2, 0, 1)
 
 
-def name_pictures(model: nn.Module, card: dict[str, Any]) -> dict[str, list[list[Any]]]:
-    """The three likeliest classes and their probabilities for each of scikit-image's pictures."""
+def name_pictures(model: nn.Module, card: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The likeliest class of each of scikit-image's pictures, with and without the temperature, and the next one."""
     import skimage.data
 
     pixels = torch.stack([prepare(Image.fromarray(getattr(skimage.data, name)()), card) for name in PICTURES])
-    values, index = probabilities(model, pixels, card).topk(3)
-    return {
-        name: [[card["labels"][k], round(p, 3)] for k, p in zip(index[i].tolist(), values[i].tolist(), strict=True)]
-        for i, name in enumerate(PICTURES)
-    }
+    scores = probabilities(model, pixels, card)
+    uncalibrated = scores.log().mul(card["held_out"]["temperature"]).softmax(1)
+    named = {}
+    for name, now, before in zip(PICTURES, scores, uncalibrated, strict=True):
+        first, second = now.topk(2).indices.tolist()
+        named[name] = {
+            "class": card["labels"][first],
+            "probability": round(float(now[first]), 3),
+            "before_temperature": round(float(before[first]), 3),
+            "next": [card["labels"][second], round(float(now[second]), 3)],
+        }
+    return named
 
 
-def show(validation: dict[str, Any], pictures: dict[str, list[list[Any]]]) -> None:
+def show(validation: dict[str, Any], pictures: dict[str, dict[str, Any]]) -> None:
     """Print both."""
     low, high = 100 * validation["low"], 100 * validation["high"]
     print(f"top-1 {100 * validation['accuracy']:.1f} %, 95 % interval {low:.1f} to {high:.1f}, n = {validation['n']}")
     for name, share in sorted(validation["per_class"].items(), key=lambda item: -item[1]):
         print(f"  {share:6.3f}  {name}")
     for name, named in pictures.items():
-        print(f"{name}: " + ", ".join(f"{label} {p:.3f}" for label, p in named))
+        print(f"{name}: {named['class']} {named['probability']:.3f} ({named['before_temperature']:.3f} uncalibrated)")
 
 
 def arguments() -> argparse.Namespace:
