@@ -137,7 +137,7 @@ def test_networks_with_auxiliary_heads(name: str, sizes: tuple[int, int], tmp_pa
 def test_position_embeddings_are_stretched_to_another_size() -> None:
     from xai.torchvision_import import ensure_torchvision
     from xai.zoo.from_torchvision import _stretch_positions
-    from xai.zoo.weights import State
+    from xai.zoo.state_dicts import State
 
     torchvision = ensure_torchvision()
     small, large = (

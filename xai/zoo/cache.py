@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from xai.errors import XaiError, error
 from xai.zoo.shipped import DEFAULT
-from xai.zoo.weights import file_hash
+from xai.zoo.state_dicts import file_hash
 
 ANSWER_SECONDS, STALL_SECONDS = 5.0, 30.0
 _HASH = re.compile(r"-([a-f0-9]{8,})\.")  # torch's habit: eight or more digits of the file's sha256 in its name
@@ -97,6 +97,15 @@ def hub_file(repository: str, names: Sequence[str], revision: str | None, what: 
         "none of them",
         "Check that it holds a model of this source",
     )
+
+
+def hub_has(repository: str, names: Sequence[str], revision: str | None) -> bool:
+    """Whether the hub's cache, or the hub where it can be reached, holds one of `names`."""
+    from huggingface_hub import file_exists, try_to_load_from_cache
+
+    if any(isinstance(try_to_load_from_cache(repository, name, revision=revision), str) for name in names):
+        return True
+    return hub_reachable() and any(file_exists(repository, name, revision=revision) for name in names)
 
 
 def hub_reachable() -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xai.errors import error
-from xai.zoo.weights import State
+from xai.zoo.state_dicts import State
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "model_ema.", "ema_model.", "online_network.")
 _COUNTER = "num_batches_tracked"  # of batch norms, used in training only; files from before torch 0.4.1 lack it
@@ -33,10 +33,8 @@ def fit(
         notes.append("taken off the names in the weights file: " + ", ".join(stripped))
         tensors = _only_stripped(state.tensors, tensors, own, notes)
     _check_shapes(own, tensors, what, classes_option)
-    for name, value in own.items():
-        if name.endswith(_COUNTER):
-            tensors.setdefault(name, value)
-    loaded = _loadable(tensors, state.metadata if not stripped else None, module)
+    counters = {name: value for name, value in own.items() if name.endswith(_COUNTER)}
+    loaded = _loadable({**counters, **tensors}, state.metadata if not stripped else None, module)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -44,7 +42,7 @@ def fit(
     except (RuntimeError, ValueError) as problem:
         first = str(problem).strip().splitlines()[-1].strip()[:200]
         raise error("the weights", f"those of {what}", first, "Check which architecture they belong to") from problem
-    notes += _check_names(what, [_split(names, optional) for names in (missing, unexpected)], len(own))
+    notes += _check_names(what, [_split(names, optional) for names in (missing, unexpected)], len(own) - len(counters))
     _check_finite(module, what)
     return notes
 
@@ -140,7 +138,7 @@ def _check_names(what: str, found: list[tuple[list[str], list[str]]], total: int
         ]
         do = "Check which architecture they belong to"
         if len(missing) == total:
-            do = "None of the names fits: " + do[0].lower() + do[1:]
+            do = "None of the names fits; check which architecture they belong to"
         raise error("the weights", f"those of {what}", f"names that differ: {'; '.join(parts)}", do)
     notes = []
     if absent:
@@ -160,23 +158,3 @@ def _check_finite(module: nn.Module, what: str) -> None:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
-
-
-def fill_zero_heads(module: nn.Module, classes: int | None, seed: int) -> list[str]:
-    """Draw the weights of classifiers that start as all zeros (normal, std 0.02), and say so.
-
-    Such a network's output does not depend on its input, so no gradient would reach any layer.
-    """
-    layers = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    notes = []
-    generator = torch.Generator().manual_seed(seed)
-    for index, (name, layer) in enumerate(layers):
-        outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-        last = index == len(layers) - 1
-        if (last or outputs == classes) and not bool(layer.weight.detach().any()):
-            with torch.no_grad():
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * 0.02)
-            notes.append(
-                f"{name or 'the network'} starts as all zeros in this architecture: drawn anew, normal with std 0.02"
-            )
-    return notes

@@ -12,7 +12,7 @@ from xai.zoo.names import unknown
 from xai.zoo.request import Request
 from xai.zoo.shipped import SHIPPED, Shipped, build, card, weights_file
 from xai.zoo.spec import refuse_options
-from xai.zoo.weights import read_state
+from xai.zoo.state_dicts import read_state
 
 
 def load(request: Request) -> Model:
@@ -36,7 +36,7 @@ def load(request: Request) -> Model:
         notes = fit(network, read_state(path), what=request.spec.name)
         weights = f"shipped ({path.name})"
     else:
-        weights, notes = request.fill(network, classes=classes, classes_option=True)
+        weights, notes = request.fill(network, classes_option=True)
     labels = found["labels"] if found and classes == len(found["labels"]) else None
     return request.model(
         network, preprocessing=_preprocessing(name, entry, found), weights=weights, labels=labels, notes=notes

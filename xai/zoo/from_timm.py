@@ -18,7 +18,7 @@ from xai.zoo.fitting import fit
 from xai.zoo.names import names, unknown
 from xai.zoo.request import Request, imagenet_labels
 from xai.zoo.spec import refuse_options
-from xai.zoo.weights import State, read_state
+from xai.zoo.state_dicts import State, read_state
 
 # ImageNet's larger label sets by their number of classes, under timm's names for them.
 SUBSETS = {
@@ -48,9 +48,10 @@ def load(request: Request) -> Model:
         overlay, weights, notes = _pretrained(request, configuration)
     network = request.seeded(lambda: _build(request, configuration, overlay, arguments))
     if request.random:
-        weights, notes = request.fill(network, classes=network.num_classes)
+        weights, notes = request.fill(network)
     elif request.weights is not None:
-        weights, notes = request.file(), _fit_file(request, network)
+        notes = _fit_file(request, network)
+        weights = request.file()
     labels, told = _labels(network, request)
     head = "embedding" if not network.num_classes else None
     return request.model(

@@ -17,7 +17,7 @@ from xai.zoo.fitting import fit
 from xai.zoo.names import names, unknown
 from xai.zoo.request import Request
 from xai.zoo.spec import refuse_options
-from xai.zoo.weights import State, read_state
+from xai.zoo.state_dicts import State, read_state
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Inception that only training uses
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)(?=\.)")
@@ -42,7 +42,7 @@ def load(request: Request) -> Model:
             f"The pretrained weights have {len(entry.meta['categories'])}: add --weights FILE or --weights random",
         )
     network = request.seeded(lambda: _build(request, entry, classes))
-    weights, notes = _fill(request, entry, network, classes)
+    weights, notes = _fill(request, entry, network)
     _drop_auxiliary(network)
     labels = entry.meta["categories"] if classes == len(entry.meta["categories"]) else None
     if labels is not None and request.weights is not None and options.labels is None:
@@ -96,9 +96,9 @@ def _build(request: Request, entry: Any, classes: int) -> nn.Module:
     return network
 
 
-def _fill(request: Request, entry: Any, network: nn.Module, classes: int) -> tuple[str, list[str]]:
+def _fill(request: Request, entry: Any, network: nn.Module) -> tuple[str, list[str]]:
     if request.random:
-        return request.fill(network, classes=classes)
+        return request.fill(network)
     notes: list[str] = []
     if request.weights is not None:
         state, weights = read_state(request.weights), request.file()

@@ -17,6 +17,12 @@ LOADERS = {
     "torchvision": "xai.zoo.from_torchvision",
     "timm": "xai.zoo.from_timm",
     "hf-hub": "xai.zoo.from_timm",
+    "hf": "xai.zoo.from_huggingface",
+    "file": "xai.zoo.from_code",
+    "py": "xai.zoo.from_code",
+    "pt2": "xai.zoo.from_export",
+    "torchscript": "xai.zoo.from_export",
+    "onnx": "xai.zoo.from_onnx",
 }
 
 

@@ -16,9 +16,10 @@ from xai.errors import error
 from xai.model import Model
 from xai.preprocessing import Preprocessing
 from xai.torchvision_import import ensure_torchvision
-from xai.zoo.fitting import fill_zero_heads, fit
+from xai.trace import redraw_zero_weights
+from xai.zoo.fitting import fit
 from xai.zoo.spec import Options, Spec
-from xai.zoo.weights import file_hash, read_state
+from xai.zoo.state_dicts import file_hash, read_state
 
 RANDOM = "random"
 
@@ -53,13 +54,16 @@ class Request:
         self,
         network: nn.Module,
         *,
-        classes: int | None = None,
         optional: Sequence[str] = (),
         classes_option: bool = False,
     ) -> tuple[str, list[str]]:
         """Load the weights file, or finish random weights; returns what they are, and notes."""
         if self.random:
-            return f"random (seed {self.seed})", fill_zero_heads(network, classes, self.seed)
+            zero = redraw_zero_weights(network, self.seed)
+            notes = (
+                [f"{', '.join(zero)}: all zeros in this architecture, drawn anew (normal, std 0.02)"] if zero else []
+            )
+            return f"random (seed {self.seed})", notes
         assert self.weights is not None
         notes = fit(
             network, read_state(self.weights), what=self.spec.name, optional=optional, classes_option=classes_option
@@ -194,3 +198,9 @@ def imagenet_labels() -> tuple[str, ...]:
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     return tuple(_IMAGENET_CATEGORIES)
+
+
+def unknown_preprocessing(what: str, size: tuple[int, int] | None = None, channels: int | None = None) -> Preprocessing:
+    """For a network that does not say how its pictures were normalised: showing it one asks for mean and std."""
+    said = "its input is fixed" if size else "224x224 unless ?size= says otherwise"
+    return Preprocessing(size or (224, 224), channels=channels or 3, reason=f"{what} names no mean and std; {said}")

@@ -153,7 +153,7 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
         wanted = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", str(problem))
-        if wanted and ("Unsupported" in str(problem) or "not an allowed" in str(problem)):
+        if wanted and re.search(r"unsupported|not an allowed|blocked", str(problem), re.IGNORECASE):
             raise error(
                 "the weights",
                 "tensors that can be read without running code",
