@@ -299,7 +299,9 @@ class Model:
     def _count(self, _: nn.Module, args: Any, output: Any) -> None:
         n = len(args[0]) if args and isinstance(args[0], Tensor) else 1
         self.cost.forwards += n
-        value = self.head.read(output)
+        if self._head is None:  # not self.head, whose own forward would come here again
+            self._head = resolve_head(output, self.options["head"], self.options["output"])
+        value = self._head.read(output)
         if value.requires_grad:
             value.register_hook(lambda g: setattr(self.cost, "backwards", self.cost.backwards + len(g)))
 
