@@ -261,6 +261,15 @@ def badly_named(root: Path) -> list[str]:
     ]
 
 
+def shadowed(root: Path) -> list[str]:
+    """Files beside a folder of the same name: Python imports only one of the two, and not always the same."""
+    return [
+        f"{path.relative_to(root)} stands beside the folder {path.stem}/; rename one of them"
+        for path in modules(root).values()
+        if path.with_suffix("").is_dir()
+    ]
+
+
 def silent(root: Path) -> list[str]:
     """Python files whose first line is not their docstring."""
     faults = []
@@ -287,7 +296,7 @@ def sources(root: Path, tests: bool = False) -> list[Path]:
 
 
 CHECKS: tuple[Callable[[Path], list[str]], ...] = (
-    unplaced, upward, circles, analyzers_apart, heavy_at_the_top, long, badly_named, silent,
+    unplaced, upward, circles, analyzers_apart, heavy_at_the_top, long, badly_named, shadowed, silent,
 )  # fmt: skip
 
 
@@ -305,6 +314,7 @@ BROKEN = {
     analyzers_apart: {"analyzers/k/a.py": DOC + "from analyzers.k.b import B\n", "analyzers/k/b.py": DOC},
     heavy_at_the_top: {"xai/images.py": DOC + "try:\n    import timm\nexcept ImportError:\n    raise\n"},
     long: {"xai/images.py": DOC + "def f():\n" + "    x = 1\n" * FUNCTION_LINES},
+    shadowed: {"xai/zoo.py": DOC, "xai/zoo/cards/photo20.json": "{}"},
     badly_named: {"analyzers/k/image_utils.py": DOC},
     silent: {"xai/images.py": "import os\n"},
 }
