@@ -163,7 +163,7 @@ def test_position_embeddings_are_stretched_to_another_size() -> None:
         ("torchvision:resnet18@V9", "IMAGENET1K_V1"),
         ("torchvision:resnet1", "torchvision:resnet18"),
         ("timm:resnet18.nothing", "a1_in1k"),
-        ("timm:no_such_model_at_all", "a model of timm"),
+        ("timm:no_such_model_at_all", "the name of a model of timm"),
         ("xai:photo21", "xai:photo20"),
         ("vit_b_16?size=97", "size must be"),
     ],

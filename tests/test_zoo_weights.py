@@ -195,6 +195,16 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         load(SPEC, weights=str(tmp_path))
 
 
+def test_timm_translates_a_vision_transformer_of_another_size(tmp_path: Path) -> None:
+    with load("timm:test_vit", weights="random", device="cpu").opened() as module:
+        save_file(dict(module.state_dict()), tmp_path / "large.safetensors")
+    model = load("timm:test_vit?size=96", weights=str(tmp_path / "large.safetensors"), device="cpu")
+    assert model(model.example()).shape == (1, 1000)
+    assert any("timm's own rules" in note for note in model.notes)
+    with pytest.raises(XaiError, match="those of timm:test_vit2; got names that differ"):
+        load("timm:test_vit2", weights=str(tmp_path / "large.safetensors"))
+
+
 def test_mnasnet_loads_from_safetensors_although_it_asks_for_a_version(tmp_path: Path) -> None:
     model = load("torchvision:mnasnet0_5?size=32", weights="random", device="cpu")
     with model.opened() as module:

@@ -76,5 +76,6 @@ def unknown(name: str, sources: Iterable[str] = LISTED) -> XaiError:
         do = f"The path exists: a program ends in .pt2, .ts or .onnx; a folder of transformers is hf:{name}"
     else:
         do = f"Did you mean {', '.join(offers[:6])}?" if offers else "`xai models list` names them"
-    where = " or ".join(", ".join(SOURCES[s] for s in sources).rsplit(", ", 1))
+    holders = [{"xai": "this package", "torchvision": "torchvision", "timm": "timm"}[source] for source in sources]
+    where = "the name of a model of " + " or ".join(filter(None, (", ".join(holders[:-1]), holders[-1])))
     return error("the model", where, repr(name), do)
