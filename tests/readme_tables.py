@@ -1,7 +1,8 @@
 """Write the generated parts of README.md: `python tests/readme_tables.py` prints them, `--write` puts them in place.
 
 Each stands between `<!-- NAME -->` and `<!-- end of NAME -->`. `methods` is read from the analyzers' files, `shipped`
-from the cards of the shipped models.
+from the cards of the shipped models, `walk` and `benchmarks` from the tables in examples/tables/ that their commands
+wrote (nothing where there is none).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from xai import catalog  # noqa: E402  # needs the line above
 from xai.zoo import shipped as shipped_models  # noqa: E402
 
 README = ROOT / "README.md"
+TABLES = ROOT / "examples/tables"
 
 
 def reference(docstring: str) -> str:
@@ -64,7 +66,24 @@ def accuracy(measured: dict[str, Any] | None) -> str:
     return f"{100 * measured['accuracy']:.1f} %{interval} of {measured['n']:,}"
 
 
-PARTS: dict[str, Callable[[], str]] = {"methods": methods, "shipped": shipped}
+def walk() -> str:
+    """The count of examples/walk_gradcam.py: the paragraph under its table's title."""
+    table = TABLES / "gradcam_walk.md"
+    return table.read_text().split("\n\n")[1] if table.is_file() else ""
+
+
+def benchmarks() -> str:
+    """The table of tests/benchmarks/run.py."""
+    table = TABLES / "benchmarks.md"
+    return table.read_text().strip() if table.is_file() else ""
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "shipped": shipped,
+    "walk": walk,
+    "benchmarks": benchmarks,
+}
 
 
 def renewed(text: str) -> str:
