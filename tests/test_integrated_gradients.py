@@ -194,7 +194,7 @@ def test_batch_chunk_and_order_change_nothing_but_rounding(start: str) -> None:
     many = pictures(3)
     model = made(conv_net(), precision="float32")
     analyzer = IntegratedGradients(start, steps=5)
-    together = mapped(analyzer, batch_of(model, many, chunk=7))  # two steps a forward
+    together = mapped(analyzer, batch_of(model, many, chunk=7))
     apart = torch.cat([mapped(analyzer, batch_of(model, one[None], chunk=1)) for one in many])
     backwards = mapped(analyzer, batch_of(model, many[::-1].copy(), chunk=3))
     close_to_scale(apart, together)

@@ -123,7 +123,7 @@ def test_on_resnet18() -> None:
 
     torch.manual_seed(0)
     net = ensure_torchvision().models.resnet18()
-    model = Model(net, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], size=64)
+    model = Model(net, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], size=64, precision="float64")
     batch = batch_of(model, ["sample:coffee", "sample:chelsea"])
     bound = batch.bind(Target())
     for module in net.modules():
@@ -237,7 +237,7 @@ def test_on_trained_weights() -> None:
 
     net = ensure_torchvision().models.squeezenet1_0()
     net.load_state_dict(load_file(SHARED / "models" / "squeezenet1_0_imagenet.safetensors"))
-    model = Model(net, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], size=160)
+    model = Model(net, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], size=128, precision="float64")
     batch = batch_of(model, SHARED / "images" / "n01440764_tench.jpg")
     bound = batch.bind(Target())
     ours = GuidedBackprop("sum").maps(batch, bound).values
@@ -246,7 +246,8 @@ def test_on_trained_weights() -> None:
     for module in rewired.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False  # captum's hooks cannot follow it in place
-    theirs = Captum(rewired.eval()).attribute(batch.inputs.clone().requires_grad_(), target=bound.classes).detach()
+    rewired.double().eval()
+    theirs = Captum(rewired).attribute(batch.inputs.clone().requires_grad_(), target=bound.classes).detach()
     close_to_scale(ours, theirs.sum(1))
     gap, absorbed = DeepLIFT().maps(batch, bound).panels[0], LRP().maps(batch, bound).panels[0]
     assert isinstance(gap, Number)

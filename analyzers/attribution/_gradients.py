@@ -14,6 +14,7 @@ from xai.panels import Number
 from xai.targets import Bound
 
 REDUCTIONS = ("max_abs", "sum", "sum_abs")
+Point = Callable[[int, int], Tensor]
 LEVELS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 BLUR = 0.1  # standard deviation of the blurred baseline, as a share of the short side
 
@@ -41,23 +42,29 @@ def gradient(batch: Batch, target: Bound) -> Tensor:
     return wide(batch.input_gradient(batch.inputs, target)[1])
 
 
-def gradients(batch: Batch, target: Bound, point: Callable[[int], Tensor], count: int) -> Iterator[tuple[int, Tensor]]:
-    """(k, dS/dx (n, C, H, W)) at point(0), ..., point(count - 1), each (n, C, H, W), in order.
+def gradients(batch: Batch, target: Bound, point: Point, count: int) -> Iterator[tuple[int, int, Tensor]]:
+    """(i, k, dS/dx (C, H, W)) at point(i, k), the k-th of `count` inputs for picture i; for each picture k ascends.
 
-    As many as the batch's chunk takes share one forward; they are yielded one by one and never held all together.
+    A forward holds as many inputs of one picture as the batch's chunk takes and nothing of another, so that rounding,
+    which may tip a ReLU over, is the same whatever else is in the batch. They are yielded one by one, never held all
+    together. A target that cannot speak of a picture several times (a mask) is asked of the whole batch at a time.
     """
     n = len(batch)
-    together = max(1, batch.chunk // n) if repeatable(target, n) else 1
-    for first in range(0, count, together):
-        ks = range(first, min(count, first + together))
-        inputs = torch.cat([point(k) for k in ks])
-        bound = target if len(ks) == 1 else target.take(list(range(n)) * len(ks))
-        found = batch.input_gradient(inputs, bound)[1]
-        yield from zip(ks, wide(found).view(len(ks), n, *found.shape[1:]), strict=True)
+    if not repeatable(target, n):
+        for k in range(count):
+            found = batch.input_gradient(torch.stack([point(i, k) for i in range(n)]), target)[1]
+            yield from ((i, k, g) for i, g in enumerate(wide(found)))
+        return
+    for i in range(n):
+        for first in range(0, count, batch.chunk):
+            ks = range(first, min(count, first + batch.chunk))
+            inputs = torch.stack([point(i, k) for k in ks])
+            found = batch.input_gradient(inputs, target.take([i] * len(ks)))[1]
+            yield from ((i, k, g) for k, g in zip(ks, wide(found), strict=True))
 
 
 def repeatable(target: Bound, n: int) -> bool:
-    """Whether the target can speak of one picture several times; where not (a mask), a forward holds each once."""
+    """Whether the target can speak of one picture several times, or of some of the pictures."""
     try:
         target.take(range(n))
     except XaiError:
@@ -65,22 +72,20 @@ def repeatable(target: Bound, n: int) -> bool:
     return True
 
 
-def normal_noise(batch: Batch, method: str) -> Callable[[], Tensor]:
-    """A function whose k-th call gives the k-th standard normal draw of each picture, (n, C, H, W).
+def noisy(batch: Batch, method: str, share: float) -> Point:
+    """point(i, k): picture i with normal noise of standard deviation `share` times its (max - min).
 
     Drawn on the CPU in float32 from each picture's own generator: the same whatever the batch, chunk, device or
-    precision.
+    precision. To be called with k ascending for each picture.
     """
     generators = [batch.generator(i, method) for i in range(len(batch))]
-    shape = batch.inputs.shape[1:]
-    return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(batch.inputs)
+    deviations = [share * float(x.max() - x.min()) for x in batch.inputs]
 
+    def point(i: int, k: int) -> Tensor:
+        x = batch.inputs[i]
+        return x + deviations[i] * torch.randn(x.shape, generator=generators[i]).to(x)
 
-def noisy(batch: Batch, method: str, share: float) -> Callable[[int], Tensor]:
-    """point(k) for `gradients`: each picture with normal noise of standard deviation `share` times its (max - min)."""
-    x, draw = batch.inputs, normal_noise(batch, method)
-    spread = x.amax((1, 2, 3), True) - x.amin((1, 2, 3), True)
-    return lambda k: x + share * spread * draw()
+    return point
 
 
 class Running:

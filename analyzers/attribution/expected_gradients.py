@@ -49,29 +49,23 @@ class ExpectedGradients(Attribution):
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, H, W) at the input's size, with standard errors where reduce is sum."""
-        draw, ways, total = self._draws(batch), {}, Running()
-
-        def point(k: int) -> Tensor:
-            start, place = draw()
-            ways[k] = batch.inputs - start
-            return start + place * ways[k]
-
-        for k, found in gradients(batch, target, point, self.samples):
-            part = wide(ways.pop(k)) * found
-            total.add(part.sum(1, keepdim=True) if self.reduce == "sum" else part)
-        error_map = total.standard_error()[:, 0] if self.reduce == "sum" and self.samples > 1 else None
-        return Maps(as_map(total.mean, self.reduce, batch), error_map)
-
-    def _draws(self, batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Gives at its k-th call the k-th baselines (n, C, H, W) and places (n, 1, 1, 1), from each picture's seed."""
+        one, ways = self._one(batch), {}
         generators = [batch.generator(i, self.name()) for i in range(len(batch))]
-        one = self._one(batch)
+        totals = [Running() for _ in batch.hashes]
 
-        def draw() -> tuple[Tensor, Tensor]:
-            starts, places = zip(*((one(g), torch.rand((1, 1, 1), generator=g)) for g in generators), strict=True)
-            return torch.stack(starts).to(batch.inputs), torch.stack(places).to(batch.inputs)
+        def point(i: int, k: int) -> Tensor:
+            start = one(generators[i]).to(batch.inputs)
+            place = torch.rand((), generator=generators[i]).to(start)
+            ways[i, k] = batch.inputs[i] - start
+            return start + place * ways[i, k]
 
-        return draw
+        for i, k, found in gradients(batch, target, point, self.samples):
+            part = wide(ways.pop((i, k))) * found
+            totals[i].add(part.sum(0, keepdim=True) if self.reduce == "sum" else part)
+        values = as_map(torch.stack([t.mean for t in totals]), self.reduce, batch)
+        if self.reduce != "sum" or self.samples == 1:
+            return Maps(values)
+        return Maps(values, torch.stack([t.standard_error()[0] for t in totals]))
 
     def _one(self, batch: Batch) -> Callable[[torch.Generator], Tensor]:
         """What draws one baseline (C, H, W), always on the CPU in float32."""

@@ -50,8 +50,8 @@ class IntegratedGradients(Attribution):
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)
         places, shares = (nodes + 1) / 2, weights / 2
         mean = torch.zeros_like(wide(way))
-        for k, found in gradients(batch, target, lambda k: start + float(places[k]) * way, self.steps):
-            mean += float(shares[k]) * found
+        for i, k, found in gradients(batch, target, lambda i, k: start[i] + float(places[k]) * way[i], self.steps):
+            mean[i] += float(shares[k]) * found
         values = wide(way) * mean
         here, there = target(batch.output()), batch.score(start, target)
         return Maps(as_map(values, self.reduce, batch), panels=completeness(batch, values, here, there))

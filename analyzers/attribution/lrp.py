@@ -166,8 +166,8 @@ class LRP(Attribution):
     Raises    XaiError if a function of the network has no rule, so that relevance would be lost or made
     Cost      one forward and one backward, each with up to three convolutions for one
     Reference Bach et al. 2015, "On pixel-wise explanations for non-linear classifier decisions by layer-wise relevance
-              propagation", PLoS ONE 10(7), e0130140 (epsilon); Montavon et al. 2019, "Layer-wise relevance propagation:
-              an overview", doi:10.1007/978-3-030-28954-6_10 (gamma, z-box, composites); Ali et al. 2022,
+              propagation", doi:10.1371/journal.pone.0130140 (epsilon); Montavon et al. 2019, "Layer-wise relevance
+              propagation: an overview", doi:10.1007/978-3-030-28954-6_10 (gamma, z-box, composites); Ali et al. 2022,
               arXiv:2202.07304 (attention and layer norm)
     """
 

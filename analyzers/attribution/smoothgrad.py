@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from analyzers.attribution._gradients import REDUCTIONS, Running, as_map, gradients, noisy
 from xai.analyzer import Attribution, Maps, Passes, param
 from xai.batch import Batch
@@ -41,7 +43,7 @@ class SmoothGrad(Attribution):
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, H, W) at the input's size; not negative unless reduce is sum."""
-        total = Running()
-        for _, found in gradients(batch, target, noisy(batch, "smoothgrad", self.noise), self.samples):
-            total.add(found**2 if self.squared else found)
-        return Maps(as_map(total.mean, self.reduce, batch))
+        totals = [Running() for _ in batch.hashes]
+        for i, _, found in gradients(batch, target, noisy(batch, "smoothgrad", self.noise), self.samples):
+            totals[i].add(found**2 if self.squared else found)
+        return Maps(as_map(torch.stack([t.mean for t in totals]), self.reduce, batch))

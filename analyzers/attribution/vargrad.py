@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from analyzers.attribution._gradients import REDUCTIONS, Running, as_map, gradients, noisy
 from xai.analyzer import Attribution, Maps, Passes, param
 from xai.batch import Batch
@@ -40,7 +42,7 @@ class VarGrad(Attribution):
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, H, W) at the input's size, not negative."""
-        spread = Running()
-        for _, found in gradients(batch, target, noisy(batch, "smoothgrad", self.noise), self.samples):
-            spread.add(found)
-        return Maps(as_map(spread.variance(), self.reduce, batch))
+        totals = [Running() for _ in batch.hashes]
+        for i, _, found in gradients(batch, target, noisy(batch, "smoothgrad", self.noise), self.samples):
+            totals[i].add(found)
+        return Maps(as_map(torch.stack([t.variance() for t in totals]), self.reduce, batch))
