@@ -203,6 +203,24 @@ def test_deeplift_parity_with_captum(activation: type[nn.Module]) -> None:
     close_to_scale(mapped(DeepLIFT(), batch), theirs.sum(1))
 
 
+@pytest.mark.parametrize("curve", ["softmax", "log_softmax"])
+def test_deeplift_of_a_target_with_a_curve(curve: str) -> None:
+    batch = batch_of(made(conv_net()), pictures())
+    bound = batch.bind(Target(curve, lambda output: getattr(output, curve)(1)[:, 2]))
+    start = batch.model(baseline(batch, "black", "deeplift"))
+    rise = bound(batch.output()) - bound(start)
+    assert_close(DeepLIFT().maps(batch, bound).values.sum((1, 2)), rise, **EXACT)
+
+
+def test_deeplift_of_a_mask() -> None:
+    torch.manual_seed(0)
+    batch = batch_of(made(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 3, 1))), pictures())
+    bound = batch.bind(Target("mask:1"))
+    rise = bound(batch.output()) - bound(batch.model(baseline(batch, "black", "deeplift")))
+    assert rise.abs().min() > 1e-3
+    assert_close(DeepLIFT().maps(batch, bound).values.sum((1, 2)), rise, **EXACT)
+
+
 def test_deeplift_refuses_a_function_that_it_does_not_know() -> None:
     class Waves(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

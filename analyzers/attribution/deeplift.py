@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analyzers.attribution import _propagation as way
-from analyzers.attribution._gradients import REDUCTIONS, as_map, baseline, check_baseline, completeness, wide
+from analyzers.attribution._gradients import (
+    REDUCTIONS,
+    as_map,
+    baseline,
+    check_baseline,
+    completeness,
+    repeatable,
+    wide,
+)
 from xai.analyzer import Attribution, Maps, Passes, param
 from xai.batch import Batch
 from xai.errors import error
@@ -36,6 +44,7 @@ class _Pairs(way.Opened):
         self.answer(CURVES, self._curve)
         self.answer(SWAPPED, self._swapped)
         self.answer(way.NORMS, self._norm)
+        self.answer((F.log_softmax, torch.log_softmax, Tensor.log_softmax), self._log_softmax)
         self.table |= {F.max_pool2d: self._max_pool, F.adaptive_max_pool2d: self._adaptive_max_pool}
 
     def secant(self, curve: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
@@ -67,9 +76,17 @@ class _Pairs(way.Opened):
 
     def softmax(self, x: Tensor, dim: int) -> Tensor:
         """exp, sum, reciprocal, product; one constant is taken off a picture and its baseline alike."""
-        top = torch.maximum(*x.detach().amax(dim, keepdim=True).chunk(2))
-        powers = self.secant(torch.exp, x - torch.cat([top, top]))
+        _, powers = self._powers(x, dim)
         return self.bilinear(torch.mul, powers, self.secant(torch.reciprocal, powers.sum(dim, keepdim=True)))
+
+    def _log_softmax(self, func: way.Rule, x: Tensor, dim: int, **kwargs: Any) -> Tensor:
+        lowered, powers = self._powers(x, dim)
+        return lowered - self.secant(torch.log, powers.sum(dim, keepdim=True))
+
+    def _powers(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        top = torch.maximum(*x.detach().amax(dim, keepdim=True).chunk(2))
+        lowered = x - torch.cat([top, top])
+        return lowered, self.secant(torch.exp, lowered)
 
     def spread(self, x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
         """Square, mean, inverse root."""
@@ -162,14 +179,18 @@ class DeepLIFT(Attribution):
 
     def _part(self, batch: Batch, x: Tensor, start: Tensor, target: Bound) -> tuple[Tensor, Tensor, Tensor]:
         """Attributions (m, C, H, W) and the scores (m,) of pictures and baselines."""
+        m = len(x)
         with torch.enable_grad():
             leaf = torch.cat([x, start]).requires_grad_()
             with _Pairs() as rules:
                 output = batch.model.run(leaf)
-            here = target(output[: len(x)])
+                if repeatable(target, m):  # a target may have curves of its own: a probability, a similarity
+                    both = target.take([*range(m), *range(m)])(output)
+                else:
+                    both = torch.cat([target(output[:m]), target(output[m:])])
+            here, there = both[:m], both[m:]
             found = way.backward(batch, here, [leaf], rules.method, rules.instead)[0]
-        there = target(output[len(x) :].detach())
-        return wide(x - start) * wide(found[: len(x)]), here.detach(), there
+        return wide(x - start) * wide(found[:m]), here.detach(), there.detach()
 
     def _checked(self, batch: Batch, values: Tensor, here: Tensor, there: Tensor) -> None:
         rise, rounding = here - there, 1e3 * torch.finfo(here.dtype).eps * torch.maximum(here.abs(), there.abs())
