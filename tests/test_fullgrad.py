@@ -90,7 +90,7 @@ def explain(batch: Batch, post: str, target: str = "class:1") -> tuple[Maps, Ten
     maps = FullGrad(post=post).maps(batch, batch.bind(Target(target)))
     numbers = [p for p in maps.panels if isinstance(p, Number)]
     gap, unplaced = (torch.tensor([p.value for p in numbers if p.key == key], dtype=torch.float64)
-                     for key in ("completeness", "unplaced"))
+                     for key in ("completeness_gap", "unplaced"))
     return maps, gap, unplaced
 
 
@@ -182,6 +182,9 @@ def test_a_constant_outside_the_layers_is_said_to_be_missing() -> None:
     assert_close(gap, missing.detach().expand(2), rtol=1e-9, atol=1e-12)
     notes = [p.note for p in maps.panels if p.key == "completeness"]
     assert all("unaccounted for" in note and "integrated_gradients" in note for note in notes)
+    shares = torch.tensor([p.value for p in maps.panels if p.key == "completeness"], dtype=torch.float64)
+    with torch.no_grad():
+        assert_close(shares, (missing / net(batch.inputs)[:, 1]).abs(), rtol=1e-9, atol=1e-12)
 
 
 class Tokens(nn.Module):
@@ -213,7 +216,7 @@ def test_planned_passes_are_counted_passes_and_nothing_stays_behind() -> None:
     result = FullGrad()(Subject.of(model, load_images(torch.rand(3, 3, SIZE, SIZE)), target="class:1"))
     planned = FullGrad().cost(Subject.of(model, load_images(torch.rand(3, 3, SIZE, SIZE)), target="class:1"))
     assert (result.cost.forwards, result.cost.backwards) == (planned.forwards, planned.backwards) == (6, 3)
-    assert {p.key for p in result.panels} >= {"map", "completeness", "unplaced"}
+    assert {p.key for p in result.panels} >= {"map", "completeness", "completeness_gap", "unplaced"}
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     assert not any(m._forward_hooks or m._backward_hooks for m in net.modules())
 

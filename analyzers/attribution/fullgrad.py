@@ -122,24 +122,26 @@ class _Terms(TorchFunctionMode):
         self.map += spread(term.sum(1), self.map.shape[1:], keep_sum=self._post != "rescaled")
 
     def panels(self, score: Tensor) -> Iterator[Number]:
-        """The completeness gap and the part without a place, of every picture; score (n,)."""
+        """The completeness gap, relative and absolute, and the part without a place, of every picture; score (n,)."""
         limit = max(COMPLETE, 8 * torch.finfo(self._batch.inputs.dtype).eps)
         columns = (self._total, score, self._size, self._unplaced)
         rows = zip(self._batch.hashes, *(c.tolist() for c in columns), strict=True)
         for picture, total, said, size, unplaced in rows:
-            yield Number(key="completeness", title="Completeness gap: the terms' sum minus the score", picture=picture,
-                         value=total - said, unit="score", note=_verdict(total, said, size, limit))
+            gap = total - said
+            yield Number(key="completeness", title="Completeness gap", picture=picture, unit="of the score",
+                         value=abs(gap / said) if said else None, note=_verdict(total, said, size, limit))
+            yield Number(key="completeness_gap", title="Completeness gap, absolute", picture=picture, value=gap,
+                         unit="score", note="The sum of all terms minus the score.")
             yield Number(key="unplaced", title="Part of the score without a place", picture=picture, value=unplaced,
                          unit="score", note="From the biases of linear layers and of 1x1 maps; it is not on the map.")
 
 
 def _verdict(total: float, score: float, size: float, limit: float) -> str:
     said = f"The terms sum to {total:.6g}, the score is {score:.6g}: "
-    share = abs(total - score) / (size + abs(score)) if total != score else 0.0
-    if share <= limit:
+    if abs(total - score) <= limit * (size + abs(score)):
         return said + "nothing is missing."
-    return said + (f"{share:.1%} of the terms' size is unaccounted for. The network holds operations or constants that "
-                   "the split does not know; read the map as approximate, or take integrated_gradients.")
+    return said + ("part is unaccounted for. The network holds operations or constants that the split does not know; "
+                   "read the map as approximate, or take integrated_gradients.")
 
 
 def _bias(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
