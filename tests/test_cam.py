@@ -206,6 +206,15 @@ def test_gradcam_plusplus_is_finite_at_its_pole_and_warns_beyond_it() -> None:
     assert "100.0%" in warning.text
 
 
+@pytest.mark.parametrize("method", [GradCAM, GradCAMPlusPlus, HiResCAM, XGradCAM, LayerCAM], ids=lambda m: m.__name__)
+def test_a_broken_gradient_is_not_hidden(method: type[Attribution]) -> None:
+    a, g = torch.ones(2, 3, 2, 2), torch.ones(2, 3, 2, 2)
+    g[0, 1, 0, 0] = float("nan")
+    values = raw(method(), a, g)
+    assert values[0].isnan().any()
+    assert values[1].isfinite().all()
+
+
 def test_xgradcam_gives_channels_without_activation_no_weight() -> None:
     a = torch.zeros(1, 3, 1, 2, dtype=torch.float64)
     a[0, 1] = torch.tensor([[1.0, 3.0]])

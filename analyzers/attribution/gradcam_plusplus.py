@@ -57,8 +57,8 @@ class GradCAMPlusPlus(Attribution):
         below = 2 + total * rising
         if self.epsilon:
             below = below + self.epsilon / rising.square()
-        defined = (rising > 0) & (below != 0)
-        places = torch.where(defined, rising / torch.where(defined, below, 1), 0)
+        nothing = (rising == 0) | (below == 0)  # a gradient that is not a number stays one
+        places = torch.where(nothing, 0, rising / below)
         return places, (below <= 0).flatten(2).any(2).float().mean(1)
 
 

@@ -1,0 +1,143 @@
+"""Prints each speed ratio beside its goal and exits 1 below one: `python tests/benchmarks/run.py` (or `make bench`).
+
+Arms run in turns in one process, on the same weights, pictures and threads, after a warm-up; a figure is the median of
+the ratios within a round. With one thread the clock is the process's own CPU time: a busy machine disturbs it little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import torch  # noqa: E402  # after the path of the checkout
+from interleave import Arm, Ratio, ratio, seconds  # noqa: E402
+
+PEERS = ("torch", "torchvision", "grad-cam", "captum", "torchcam")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio of two arms that must stay at most, or at least, at a figure."""
+
+    says: str
+    above: str
+    below: str
+    most: float | None = None
+    least: float | None = None
+
+    def met(self, found: float) -> bool:
+        """Whether the figure, as printed with two decimals, reaches the goal."""
+        shown = round(found, 2)
+        return (self.most is None or shown <= self.most) and (self.least is None or shown >= self.least)
+
+    @property
+    def text(self) -> str:
+        """The goal in words."""
+        return f"at most {self.most:g}" if self.most is not None else f"at least {self.least:g}"
+
+
+CAMS = (
+    Goal("Grad-CAM, in plain eager forwards", "gradcam", "forward", most=1.0),
+    Goal("pytorch-grad-cam's Grad-CAM, in ours", "pytorch-grad-cam", "gradcam", least=3.0),
+    Goal("captum's LayerGradCam, in ours", "captum", "gradcam", least=1.2),
+    Goal("torch-cam's GradCAM, in ours", "torchcam", "gradcam", least=1.2),
+    Goal("seven layer CAMs together, in one Grad-CAM", "seven", "gradcam", most=1.5),
+)
+GRADIENTS = (Goal("captum's integrated gradients, in ours", "captum", "integrated_gradients", least=1.2),)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    network: str
+    goal: Goal
+    found: Ratio
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As they are printed."""
+        spread = f"{self.found.low:.2f} to {self.found.high:.2f}"
+        verdict = "yes" if self.goal.met(self.found.median) else "NO"
+        return self.network, self.goal.says, f"{self.found.median:.2f}", spread, self.goal.text, verdict
+
+
+HEAD = ("network", "ratio", "median", "rounds", "goal", "met")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and give the exit code."""
+    asked = _parser().parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    clock = asked.clock or ("cpu" if asked.threads == 1 else "wall")
+    rows = [row for net in asked.nets for row in _measured(net, asked, clock)]
+    about = _about(asked, clock)
+    print("\n" + _plain(rows) + "\n\n" + about)
+    if asked.table:
+        asked.table.parent.mkdir(parents=True, exist_ok=True)
+        asked.table.write_text(_markdown(rows) + "\n\n" + about + "\n", encoding="utf-8")
+    return 0 if all(row.goal.met(row.found.median) for row in rows) else 1
+
+
+def _measured(net: str, asked: argparse.Namespace, clock: str) -> list[Row]:
+    from arms import Case, cams, integrated_gradients
+
+    case = Case(net, asked.pictures, asked.size)
+    rows = _rows(net, cams(case), CAMS, asked.rounds, clock)
+    if net == asked.nets[0]:
+        rows += _rows(net, integrated_gradients(case), GRADIENTS, asked.rounds, clock)
+    return rows
+
+
+def _rows(net: str, arms: list[Arm], goals: tuple[Goal, ...], rounds: int, clock: str) -> list[Row]:
+    started = time.perf_counter()
+
+    def say(text: str) -> None:
+        spent = time.perf_counter() - started
+        print(f"{net}, {len(arms)} arms: {text}, {spent:.0f} s", file=sys.stderr, flush=True)
+
+    found = seconds(arms, rounds, clock, say)
+    return [Row(net, goal, ratio(found[goal.above], found[goal.below])) for goal in goals]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Each speed ratio beside its goal; exits 1 below one.")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default 9)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads, for all arms (default 1)")
+    parser.add_argument("--clock", choices=("cpu", "wall"), help="default: cpu with one thread, wall with more")
+    parser.add_argument("--nets", nargs="+", default=["resnet18", "resnet50"], help="torchvision's resnets")
+    parser.add_argument("--pictures", type=int, default=8, help="pictures in the batch (default 8)")
+    parser.add_argument("--size", type=int, default=224, help="side of the input in pixels (default 224)")
+    parser.add_argument("--table", type=Path, help="also write the table here, in Markdown")
+    return parser
+
+
+def _plain(rows: list[Row]) -> str:
+    lines = [HEAD, *(row.cells for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def _markdown(rows: list[Row]) -> str:
+    lines = [HEAD, ("---",) * len(HEAD), *(row.cells for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _about(asked: argparse.Namespace, clock: str) -> str:
+    peers = ", ".join(f"{name} {version(name)}" for name in PEERS)
+    timed = "process CPU time" if clock == "cpu" else "wall time"
+    return (f"{asked.pictures} pictures of {asked.size} x {asked.size}, random weights, {asked.threads} thread(s), "
+            f"{timed}, median of {asked.rounds} rounds in turns after a warm-up; {peers}; {platform.machine()}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
