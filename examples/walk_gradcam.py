@@ -171,8 +171,11 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     lines = [
         "# GradCAM with random weights on every kind of network",
         "",
-        f"{summary(rows)}. Written by `examples/walk_gradcam.py`: finite, not constant raw values on a grid of at",
-        f"least {SMALLEST_GRID}x{SMALLEST_GRID} at the native input size, with no option but `--weights random`.",
+        "GradCAM with `--weights random` and no further option, at the native input size, on the smallest network of",
+        "each of timm's modules and on torchvision's classifiers: are the raw values finite and not constant on a grid of at",
+        f"least {SMALLEST_GRID}x{SMALLEST_GRID}? {summary(rows)}.",
+        "`examples/walk_gradcam.py` writes the table, with each layer and the reason for it, to",
+        "`examples/tables/gradcam_walk.md`.",
         "",
         "| " + " | ".join(columns) + " |",
         "| " + " | ".join("---" for _ in columns) + " |",

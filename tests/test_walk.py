@@ -64,6 +64,14 @@ def test_the_tables_list_every_module_and_classifier(walker: ModuleType) -> None
     assert sorted(listed) == sorted(chosen)
 
 
+def test_the_readme_states_the_counts_of_the_table(walker: ModuleType) -> None:
+    with (TABLES / "gradcam_walk.csv").open(newline="", encoding="utf-8") as file:
+        rows = [walker.Row(**row) for row in csv.DictReader(file)]
+    assert walker.counts(rows)["timm"][0] >= 92
+    assert walker.counts(rows)["torchvision"] == (80, 80)
+    assert walker.summary(rows) in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 @pytest.mark.walk
 def test_the_whole_walk(walker: ModuleType) -> None:
     rows = walker.walk(walker.networks())
