@@ -1,12 +1,13 @@
-"""One picture file, or PIL picture, decoded to an array: size limit, colour profile, alpha, orientation, 16 bits.
+"""One picture file, or PIL picture, decoded to an array: size limit, alpha, orientation, 16 bits.
 
-What comes out is what a person sees in a viewer: EXIF orientation applied, the embedded colour profile converted to
-sRGB, transparency composited over white, the first frame or page. Nothing else (EXIF, GPS, comments) is kept.
+What comes out is what the data loaders of torchvision, timm and transformers give a network, upright: the stored
+values, with an embedded colour profile passed over as they do (measured: squeezenet1_0 calls an Adobe RGB photograph
+"pole" once it is converted to sRGB and "missile" as it stands), EXIF orientation applied, transparency composited over
+white, the first frame or page. No metadata (EXIF, GPS, profile, comments) is kept.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 import threading
@@ -49,9 +50,8 @@ _OPENING = threading.Lock()
 def decode(stream: IO[bytes], name: str) -> Array:
     """The picture in `stream` (a seekable file) as (C, h, w): uint8, uint16 or, from a float TIFF, float32 in [0, 1].
 
-    C is 1 for grey and 3 for colour. 16-bit grey and RGB of PNG and TIFF stay 16-bit, unless a colour profile other
-    than sRGB is embedded: that is converted in 8 bits, as are 16-bit CMYK, premultiplied alpha,
-    TIFF in planes and JPEG 2000 in colour. Raises XaiError.
+    C is 1 for grey and 3 for colour. 16-bit grey and RGB of PNG and TIFF stay 16-bit; 16-bit CMYK, premultiplied alpha,
+    TIFF in planes and JPEG 2000 in colour come in 8 bits. Raises XaiError.
     """
     try:
         picture = _open(stream, name)
@@ -142,24 +142,20 @@ def _low_bytes(stream: IO[bytes], name: str, raw: str) -> Pil.Image:
 
 
 def _pixels(picture: Pil.Image, low: Pil.Image | None, raw: str | None, name: str) -> Array:
-    """Upright, flattened over white, in sRGB, as a contiguous (C, h, w) array."""
-    profile = picture.info.get("icc_profile")
+    """Upright and flattened over white, as a contiguous (C, h, w) array."""
     upright = ImageOps.exif_transpose(picture)
-    if upright.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
-        array = _other_space(upright, profile)
-        profile = None
-    elif low is not None and raw is not None:
+    if low is not None and raw is not None:
         array = _flatten(_sixteen(upright, ImageOps.exif_transpose(low), raw, picture.info.get("transparency")))
     else:
         array = _flatten(_plain(upright, picture.info.get("transparency"), name))
-    if profile and array.dtype != np.float32:
-        array = _to_srgb(array, profile)
     return np.ascontiguousarray(array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0))
 
 
 def _plain(picture: Pil.Image, key: Any, name: str) -> Array:
     """(h, w), (h, w, 2) grey+alpha, (h, w, 3) or (h, w, 4) RGB+alpha."""
     mode = picture.mode
+    if mode == "LAB":
+        return np.asarray(_from_lab(picture))
     if mode.startswith("I") or mode == "F":
         return _keyed(_grey_deep(picture, name), key if mode.startswith("I;16") else None)
     if picture.has_transparency_data:
@@ -210,52 +206,11 @@ def _flatten(array: Array) -> Array:
     return flat[..., 0] if flat.shape[2] == 1 else flat
 
 
-def _other_space(picture: Pil.Image, profile: bytes | None) -> Array:
-    """CMYK through its embedded profile where it has one, by PIL's plain formula else; Lab through its definition."""
-    if picture.mode == "LAB":
-        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        return np.asarray(_transform(picture, lab))
-    known = _read_profile(profile) if profile and picture.mode == "CMYK" else None
-    if known is not None and known.profile.xcolor_space.strip() == "CMYK":
-        return np.asarray(_transform(picture, known))
-    return np.asarray(picture.convert("RGB"))
-
-
-def _read_profile(profile: bytes) -> ImageCms.ImageCmsProfile | None:
-    """None for a damaged profile: it is passed over, as browsers do, and the values are taken for sRGB."""
-    try:
-        return ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    except (OSError, ImageCms.PyCMSError):
-        return None
-
-
-def _to_srgb(array: Array, profile: bytes) -> Array:
-    """Grey or RGB pixels of another profile as sRGB, in 8 bits; untouched where the profile is sRGB or does not fit."""
-    known = _read_profile(profile)
-    if known is None or "srgb" in ImageCms.getProfileDescription(known).lower():
-        return array
-    grey = array.ndim == 2
-    if known.profile.xcolor_space.strip() != ("GRAY" if grey else "RGB"):
-        return array
-    eight = array if array.dtype == np.uint8 else ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if grey:  # as a table of its 256 values: the quick path for pictures is 10 levels off in the shadows
-        ramp = Pil.fromarray(np.arange(256, dtype=np.uint8)[None])
-        table: Array = np.asarray(_transform(ramp, known, ImageCms.Flags.NOOPTIMIZE))[0, :, 0]
-        return np.take(table, eight)
-    return np.asarray(_transform(Pil.fromarray(eight), known))
-
-
-def _transform(picture: Pil.Image, profile: ImageCms.ImageCmsProfile, flags: int = 0) -> Pil.Image:
-    """From `profile` to sRGB, RGB 8-bit, relative colorimetric with black point compensation."""
+def _from_lab(picture: Pil.Image) -> Pil.Image:
+    """Lab by its definition, the one colour space that PIL's plain formulas do not turn to RGB."""
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    done = ImageCms.profileToProfile(
-        picture,
-        profile,
-        srgb,
-        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        outputMode="RGB",
-        flags=ImageCms.Flags(flags) | ImageCms.Flags.BLACKPOINTCOMPENSATION,
-    )
+    done = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
     if done is None:
         raise ImageCms.PyCMSError("no picture came back")
     return done

@@ -196,8 +196,8 @@ def load_images(
 
     `normalised=True` says that float arrays or tensors have passed the model's normalisation. `names` and `labels`
     (one a picture; a sequence, array or tensor) replace those of the source. In files and PIL pictures alpha is
-    composited over white, colour profiles are converted to sRGB, of several frames or pages the first is taken; an
-    array is taken as it is.
+    composited over white, colour profiles are passed over (as the loaders that networks are trained with do), of
+    several frames or pages the first is taken; an array is taken as it is.
 
     Raises XaiError for a source that is not there or not of these kinds, and for arrays of other shapes or values; a
     picture that turns out bad later raises when it is indexed, and `good()` sorts it out. In a list of several, a bad
