@@ -1,4 +1,4 @@
-"""xai: why did the model say that, and should I believe the answer? Everything a user needs, imported when it is first used."""
+"""xai: why did the model say that, and should I believe the answer? All that a user needs, imported on first use."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from xai.zoo.loading import load as load
 
 _WHERE = {
-    "XaiError": "xai.errors", "Image": "xai.images", "Images": "xai.images", "load_images": "xai.images", "Model": "xai.model",
-    "Result": "xai.result", "Explanation": "xai.run", "explain": "xai.run", "analyze": "xai.run", "Subject": "xai.subject",
-    "Target": "xai.targets", "load": "xai.zoo.loading",
+    "XaiError": "xai.errors", "Image": "xai.images", "Images": "xai.images", "load_images": "xai.images",
+    "Model": "xai.model", "Result": "xai.result", "Explanation": "xai.run", "explain": "xai.run", "analyze": "xai.run",
+    "Subject": "xai.subject", "Target": "xai.targets", "load": "xai.zoo.loading",
 }
 __all__ = sorted([*_WHERE, "filterdb"])
 

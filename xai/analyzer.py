@@ -1,4 +1,4 @@
-"""What an analyzer is, and the one door that every attribution goes through: checks, counting, timing, health, record."""
+"""What an analyzer is, and the one door every attribution goes through: checks, counting, timing, health, record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ THUMBNAIL = 320  # pixels of the original's long side that the record keeps
 
 def param(default: Any, help: str, *, choices: Sequence[Any] | None = None, low: float | None = None,
           high: float | None = None) -> Any:
-    """A parameter of an analyzer: its default, one line of help, and what is allowed (checked when the analyzer is made)."""
+    """A parameter of an analyzer: its default, one line of help, and what is allowed (checked when it is made)."""
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
@@ -42,8 +42,8 @@ class Passes:
 
 @dataclass(frozen=True)
 class Maps:
-    """Raw maps (n, h, w), signed where the formula is, at the method's own resolution; error: their standard errors, (n, h, w);
-    panels: further evidence, each naming its picture."""
+    """Raw maps (n, h, w), signed where the formula is, at the method's own resolution; error: their standard errors,
+    (n, h, w); panels: further evidence, each naming its picture."""
 
     values: Tensor
     error: Tensor | None = None
@@ -52,8 +52,8 @@ class Maps:
 
 @dataclass(frozen=True)
 class Analyzer:
-    """A method with its parameters as fields. `needs`: capabilities (gradients, hooks, forward) and data (images, labels, ...);
-    `version` is raised when the numbers change."""
+    """A method with its parameters as fields. `needs`: capabilities (gradients, hooks, forward) and data (images,
+    labels, ...); `version` is raised when the numbers change."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     version: ClassVar[int] = 1
@@ -65,7 +65,8 @@ class Analyzer:
                 raise error(f"{self.name()}.{f.name}", f"one of {', '.join(map(str, allowed['choices']))}", repr(value),
                             f"It is {allowed['help']}")
             low, high = allowed.get("low"), allowed.get("high")
-            if isinstance(value, (int, float)) and ((low is not None and value < low) or (high is not None and value > high)):
+            if isinstance(value, (int, float)) and ((low is not None and value < low)
+                                                    or (high is not None and value > high)):
                 limits = " and ".join(f"at {w} {b}" for w, b in (("least", low), ("most", high)) if b is not None)
                 raise error(f"{self.name()}.{f.name}", limits, value, f"It is {allowed['help']}")
 
@@ -116,7 +117,8 @@ class Analyzer:
 
     def run(self, subject: Subject) -> Iterator[AnyPanel]:
         """The panels of this analysis; written by each analyzer that is no attribution."""
-        raise error(f"the method {self.name()}", "one with its own run", "an abstract one", "Use an analyzer from `xai methods list`")
+        raise error(f"the method {self.name()}", "one with its own run", "an abstract one",
+                    "Use an analyzer from `xai methods list`")
 
     def __call__(self, subject: Subject, progress: Progress | None = None, command: str = "") -> Result:
         """Run on a subject and give the record. Raises XaiError for bad input."""
@@ -129,9 +131,10 @@ class Analyzer:
         cost = Cost(forwards=sum(f for f, _ in spent), backwards=sum(b for _, b in spent),
                     seconds=time.perf_counter() - started, peak_memory=peak_memory())
         place = subject.models[0] if subject.models else None
-        return Result(analyzer=self.name(), version=self.version, title=self.title(), reference=self.section("Reference"),
-                      summary=self.section("Yields"), parameters=self.parameters(),
-                      models=tuple(m.record() for m in subject.models), target=subject.targets[0].text, panels=panels, cost=cost,
+        return Result(analyzer=self.name(), version=self.version, title=self.title(),
+                      reference=self.section("Reference"), summary=self.section("Yields"), parameters=self.parameters(),
+                      models=tuple(m.record() for m in subject.models), target=subject.targets[0].text,
+                      panels=panels, cost=cost,
                       provenance=provenance(command, subject.seed, str(place.device) if place else "cpu",
                                             precision_name(place) if place else "float32"))
 
@@ -145,7 +148,8 @@ class Attribution(Analyzer):
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """The raw maps (n, h, w) of a batch."""
-        raise error(f"the method {self.name()}", "one with its own maps", "an abstract one", "Use one from `xai methods list`")
+        raise error(f"the method {self.name()}", "one with its own maps", "an abstract one",
+                    "Use one from `xai methods list`")
 
     def layers(self) -> tuple[str, ...]:
         """The layers whose activations it reads, so that one forward serves all methods."""
@@ -181,6 +185,10 @@ class Sheet:
     seconds: float = 0.0
     problem: XaiError | None = None
 
+    def want(self, batch: Batch) -> None:
+        """Ask the batch for the activations of the method's layers, before its one forward."""
+        batch.want(*self.analyzer.layers())
+
     def add(self, batch: Batch, common: Sequence[AnyPanel], shared_seconds: float) -> None:
         """Make the maps of one batch and judge them."""
         count, started = self.model.cost, time.perf_counter()
@@ -210,7 +218,7 @@ class Sheet:
                 self.verdicts.append(health.class_sensitive(values[i], rival[0][i], rival[1][i], digest))
 
     def _rival(self, batch: Batch, bound: Bound) -> tuple[Tensor, tuple[str, ...]] | None:
-        """Maps (n, h, w) for the best other class of each picture, with its name; None where that is no question or costly."""
+        """Maps (n, h, w) for the best other class of each picture, with its name; None where meaningless or costly."""
         output = batch.output()
         if bound.classes is None or output.ndim != 2 or output.shape[1] < 2 or not self.analyzer.checked_by_class():
             return None
@@ -227,11 +235,12 @@ class Sheet:
         layer = self.analyzer.layers()
         a = self.analyzer
         return Result(
-            analyzer=a.name(), version=a.version, title=a.title(), summary=a.section("Yields"), reference=a.section("Reference"),
-            parameters=a.parameters(), models=(self.model.record(layer[0] if layer else None),), images=tuple(self.images),
+            analyzer=a.name(), version=a.version, title=a.title(), summary=a.section("Yields"),
+            reference=a.section("Reference"), parameters=a.parameters(),
+            models=(self.model.record(layer[0] if layer else None),), images=tuple(self.images),
             target=self.target.text, panels=tuple(self.panels), verdicts=tuple(self.verdicts),
-            cost=Cost(forwards=self.forwards, backwards=self.backwards, check_backwards=self.checks, seconds=self.seconds,
-                      peak_memory=peak_memory()),
+            cost=Cost(forwards=self.forwards, backwards=self.backwards, check_backwards=self.checks,
+                      seconds=self.seconds, peak_memory=peak_memory()),
             provenance=provenance(command, seed, str(self.model.device), precision_name(self.model)))
 
 
@@ -239,35 +248,35 @@ def attribute(analyzers: Sequence[Attribution], subject: Subject, progress: Prog
               failures: list[Failure] | None = None, chunk: int | None = None) -> dict[tuple[str, str], Sheet]:
     """Several attributions on one model and its pictures, all served by one forward a batch.
 
-    Gives a sheet per (method's place in the list, target). A method that raises XaiError keeps it as its sheet's `problem` and
-    the others go on. Bad pictures go to `failures`; without that list they raise.
+    Gives a sheet per (method's place in the list, target). A method that raises XaiError keeps it as its sheet's
+    `problem` and the others go on. Bad pictures go to `failures`; without that list they raise.
     """
     model, images = subject.one_model(), subject.images
     if images is None:
         raise error("the pictures", "given for an attribution", "none", "Name a picture, a folder or sample:chelsea")
     sheets = {(f"{i}:{a.name()}", t.text): Sheet(a, model, t) for i, a in enumerate(analyzers) for t in subject.targets}
     for sheet in sheets.values():
-        _guarded(sheet, lambda s=sheet: s.analyzer.check(model))  # type: ignore[misc]  # mypy cannot type a lambda's default
+        _guarded(sheet, sheet.analyzer.check, model)
     bad = None if failures is None else lambda name, said: failures.append(Failure(name=name, sentence=said))
     done = 0
     for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes, chunk=chunk, bad=bad):
         started = time.perf_counter()
         for sheet in sheets.values():
-            _guarded(sheet, lambda s=sheet: batch.want(*s.analyzer.layers()))  # type: ignore[misc]  # as above
+            _guarded(sheet, sheet.want, batch)
         batch.output()
         common, shared = picture_panels(batch), time.perf_counter() - started
         for sheet in sheets.values():
-            _guarded(sheet, lambda s=sheet: s.add(batch, common, shared))  # type: ignore[misc]  # as above
+            _guarded(sheet, sheet.add, batch, common, shared)
         done += len(batch)
         if progress is not None:
             progress(done, len(images))
     return sheets
 
 
-def _guarded(sheet: Sheet, act: Callable[[], None]) -> None:
+def _guarded(sheet: Sheet, act: Callable[..., None], *args: Any) -> None:
     if sheet.problem is None:
         try:
-            act()
+            act(*args)
         except XaiError as problem:
             sheet.problem = problem
 
@@ -281,8 +290,9 @@ def picture_panels(batch: Batch) -> list[AnyPanel]:
         small = image.thumbnail(THUMBNAIL)
         ratio = small.shape[1] / image.size[1]
         corners = batch.frames[i].box(*batch.seen[i].shape[:2])
-        panels.append(Picture(key="original", title=image.name, picture=digest, pixels=small, note=f"{image.size[1]} x {image.size[0]}",
-                              marks=(Mark("box", tuple((x * ratio, y * ratio) for x, y in corners), "what the network saw"),)))
+        box = Mark("box", tuple((x * ratio, y * ratio) for x, y in corners), "what the network saw")
+        panels.append(Picture(key="original", title=image.name, picture=digest, pixels=small,
+                              note=f"{image.size[1]} x {image.size[0]}", marks=(box,)))
         panels.append(Picture(key="seen", title="what the network saw", picture=digest, pixels=batch.seen[i]))
         if scores is not None:
             panels.append(_predictions(scores[i], batch.model.class_name, digest))

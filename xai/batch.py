@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Batch:
     """Up to 32 prepared pictures of one model.
 
-    `inputs` (n, C, H, W) on the model's device and in its precision, `seen` the same as (H, W, 3) uint8 pictures, `frames` the way
-    back to the originals, `hashes` the pictures' content hashes, `chunk` how many inputs one forward may take (a method that asks
-    each picture often fills it). The forward is computed once and dropped with the batch.
+    `inputs` (n, C, H, W) on the model's device and in its precision, `seen` the same as (H, W, 3) uint8 pictures,
+    `frames` the way back to the originals, `hashes` the pictures' content hashes, `chunk` how many inputs one forward
+    may take (a method that asks each picture often fills it). The forward is computed once and dropped with the batch.
     """
 
     def __init__(self, model: Model, images: Sequence[Image], prepared: Sequence[Prepared], seed: int = 0,
@@ -95,7 +95,7 @@ class Batch:
         return view.to_map(self._captured[view].detach())
 
     def gradients(self, layer: str, bound: Bound) -> Tensor:
-        """(n, K, h, w): the gradient of the target with respect to the layer's output; nothing below the layer is recorded.
+        """(n, K, h, w): the gradient of the target with respect to the layer's output; nothing below it is recorded.
 
         Raises XaiError where the gradient does not reach the layer.
         """
@@ -110,8 +110,8 @@ class Batch:
                     if score.requires_grad else None
             self.model.cost.backwards += len(self)
             if found is None:
-                raise error(f"the layer {view.name!r}", "one that the target's gradient reaches", "a layer beside its path",
-                            "Name another with --layer, or take auto")
+                raise error(f"the layer {view.name!r}", "one that the target's gradient reaches",
+                            "a layer beside its path", "Name another with --layer, or take auto")
             self._gradients[key] = (bound, found)  # the bound is kept, so that its id stays its own
         return view.to_map(self._gradients[key][1].detach())
 

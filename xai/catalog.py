@@ -44,7 +44,7 @@ class Entry:
 
 
 def entries() -> dict[str, Entry]:
-    """All analyzers by name, those of this package and those that others register under the entry-point group xai.analyzers.
+    """All analyzers by name, those of this package and those registered under the entry-point group xai.analyzers.
 
     Raises XaiError where two bear the same name.
     """
@@ -67,10 +67,11 @@ def _read(path: Path) -> Entry:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     node = next(_classes(tree), None)
     if node is None:
-        raise error(f"the file {path.name}", "one that holds an analyzer class", "none", "Name files that hold none _name.py")
+        raise error(f"the file {path.name}", "one that holds an analyzer class", "none",
+                    "Name files that hold none _name.py")
     docstring = ast.get_docstring(node) or ""
-    needs = next((_strings(s.value) for s in node.body if isinstance(s, (ast.Assign, ast.AnnAssign)) and s.value is not None
-                  and _target(s) == "needs"), ("gradients", "images"))
+    needs = next((_strings(s.value) for s in node.body if isinstance(s, (ast.Assign, ast.AnnAssign))
+                  and s.value is not None and _target(s) == "needs"), ("gradients", "images"))
     return Entry(path.stem, path.parent.name, f"analyzers.{path.parent.name}.{path.stem}", docstring.partition("\n")[0],
                  node.name, docstring, needs, tuple(_fields(node)))
 
@@ -116,17 +117,19 @@ def find(name: str) -> type[Analyzer]:
             loaded: type[Analyzer] = point.load()
             return loaded
     module = importlib.import_module(chosen.module)
-    here = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Analyzer) and c.__module__ == module.__name__
-            and not c.__name__.startswith("_")]
+    here = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Analyzer)
+            and c.__module__ == module.__name__ and not c.__name__.startswith("_")]
     if len(here) != 1:
-        raise XaiError(f"the file {chosen.module} must hold one analyzer; got {len(here)}. Move the others to files of their own.")
+        raise XaiError(f"the file {chosen.module} must hold one analyzer; got {len(here)}. "
+                       "Move the others to files of their own.")
     return here[0]
 
 
 def make(methods: list[str], settings: dict[str, str]) -> list[Any]:
     """The analyzers for names, with settings `method.key` or `key` -> text.
 
-    A bare key goes to every requested method that has it; a key that none has, or text that is no such value, raises XaiError.
+    A bare key goes to every requested method that has it; a key that none has, or text that is no such value, raises
+    XaiError.
     """
     classes = {name: find(name) for name in dict.fromkeys(methods)}
     chosen: dict[str, dict[str, Any]] = {name: {} for name in classes}
@@ -138,8 +141,8 @@ def make(methods: list[str], settings: dict[str, str]) -> list[Any]:
         holders = [name for name, cls in classes.items() if method in ("", name) and field in cls.__dataclass_fields__]
         if not holders:
             known = sorted({f"{n}.{f}" for n, cls in classes.items() for f in cls.__dataclass_fields__})
-            raise error("a setting", f"one of {', '.join(known) or 'none (these methods have no parameters)'}", f"{key}={text}",
-                        did_you_mean(key, known) or "`xai methods info NAME` lists them")
+            raise error("a setting", f"one of {', '.join(known) or 'none (these methods have no parameters)'}",
+                        f"{key}={text}", did_you_mean(key, known) or "`xai methods info NAME` lists them")
         for name in holders:
             chosen[name][field] = _value(text, classes[name].__dataclass_fields__[field], f"{name}.{field}")
     return [cls(**chosen[name]) for name, cls in classes.items()]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from xai.run import Ask, Explanation, PlanRow
 
 SLOW = 1.0  # seconds after which a progress bar appears
-EPILOG = "Pictures: a file, a folder, a Parquet file, sample:NAME. Models: `xai models list`. Methods: `xai methods list`."
+EPILOG = ("Pictures: a file, a folder, a Parquet file, sample:NAME. Models: `xai models list`. "
+          "Methods: `xai methods list`.")
 
 app = typer.Typer(name="xai", help="Why did the model say that, and should I believe the answer?", no_args_is_help=True,
                   rich_markup_mode=None, pretty_exceptions_enable=False, epilog=EPILOG)
@@ -36,16 +37,20 @@ def _models(incomplete: str) -> list[str]:
     return [name for name in list_models("xai") if name.startswith(incomplete)]
 
 
-Model = Annotated[list[str], typer.Option("--model", "-m", help="Model spec; repeat for several.", autocompletion=_models)]
-Method = Annotated[list[str], typer.Option("--method", help="Method, or several separated by commas.", autocompletion=_methods)]
+Model = Annotated[list[str], typer.Option("--model", "-m", help="Model spec; repeat for several.",
+                                          autocompletion=_models)]
+Method = Annotated[list[str], typer.Option("--method", help="Method, or several separated by commas.",
+                                           autocompletion=_methods)]
 Weights = Annotated[list[str], typer.Option("--weights", help='Weights file (safetensors or state dict), or "random".')]
-TargetText = Annotated[str, typer.Option("--target", help='top1, top3, class:281, a class name, label, "a - b", rank:2.')]
+TargetText = Annotated[str, typer.Option("--target",
+                                         help='top1, top3, class:281, a class name, label, "a - b", rank:2.')]
 Setting = Annotated[list[str], typer.Option("--set", help="A parameter, method.key=value or key=value; repeat.")]
 Layer = Annotated[str, typer.Option("--layer", help="Layer to look at; auto asks the network.")]
 Out = Annotated[str, typer.Option("--out", help="Folder to write (default: xai-out/ and a telling name).")]
 Save = Annotated[str, typer.Option("--save", help="Also export maps: npy, png, overlay, separated by commas.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Precision = Annotated[str, typer.Option("--precision", help="float32, float64, bfloat16, float16 (default: the weights' own).")]
+Precision = Annotated[str, typer.Option("--precision",
+                                        help="float32, float64, bfloat16, float16 (default: the weights' own).")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Memory = Annotated[str, typer.Option("--memory", help="Memory budget such as 4G (default: half of what is free).")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
@@ -75,19 +80,20 @@ def explain(images: Annotated[list[str], typer.Argument(help="Pictures, folders,
     """Explain pictures: where in the image a model saw a class. One page for all pictures, models and methods."""
     from xai.run import DEFAULT_MODEL
 
-    _go(_ask(images, model or [DEFAULT_MODEL], method, target, layer, set_, weights, save, device, precision, seed, memory),
-        out, open_, quiet, json_, dry_run)
+    _go(_ask(images, model or [DEFAULT_MODEL], method, target, layer, set_, weights, save, device, precision, seed,
+             memory), out, open_, quiet, json_, dry_run)
 
 
 @app.command()
-def analyze(method: Annotated[str, typer.Argument(help="The analyzer; see `xai methods list`.", autocompletion=_methods)],
+def analyze(method: Annotated[str, typer.Argument(help="The analyzer; see `xai methods list`.",
+                                                  autocompletion=_methods)],
             model: Model = [], data: Annotated[list[str], typer.Option("--data", help="Pictures or a data set.")] = [],  # noqa: B006  # typer copies
             target: TargetText = "top1", layer: Layer = "", set_: Setting = [], weights: Weights = [], out: Out = "",  # noqa: B006  # typer copies
             save: Save = "", device: Device = "auto", precision: Precision = "", seed: Seed = 0, memory: Memory = "",
             open_: Open = False, quiet: Quiet = False, json_: Json = False, dry_run: Dry = False) -> None:
     """Run one analyzer of any kind on models and data."""
-    _go(_ask(data, model, [method], target, layer, set_, weights, save, device, precision, seed, memory), out, open_, quiet,
-        json_, dry_run)
+    _go(_ask(data, model, [method], target, layer, set_, weights, save, device, precision, seed, memory),
+        out, open_, quiet, json_, dry_run)
 
 
 @app.command()
@@ -103,7 +109,8 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that xai wrote.
     try:
         written = page.write(folder)
     except OSError as problem:
-        raise error("the folder", "writable", f"{folder}: {problem.strerror}", "Copy it to a place where you may write") from problem
+        raise error("the folder", "writable", f"{folder}: {problem.strerror}",
+                    "Copy it to a place where you may write") from problem
     _say_where(written, quiet, open_)
 
 
@@ -115,11 +122,13 @@ def _ask(images: list[str], model: list[str], method: list[str], target: str, la
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise error("--set", "of the form method.key=value or key=value", repr(text), "For example --set smoothgrad.samples=20")
+            raise error("--set", "of the form method.key=value or key=value", repr(text),
+                        "For example --set smoothgrad.samples=20")
         pairs[key.strip()] = value.strip()
     names = tuple(n.strip() for text in method for n in text.split(",") if n.strip())
-    return Ask(models=tuple(model), images=tuple(images), methods=names, target=target, settings=pairs, weights=tuple(weights),
-               device=device, precision=precision or None, seed=seed, memory_bytes=parse_bytes(memory),
+    return Ask(models=tuple(model), images=tuple(images), methods=names, target=target, settings=pairs,
+               weights=tuple(weights), device=device, precision=precision or None, seed=seed,
+               memory_bytes=parse_bytes(memory),
                save=tuple(s.strip() for s in save.split(",") if s.strip()), command=shlex.join(["xai", *sys.argv[1:]]))
 
 
@@ -184,9 +193,10 @@ def parse_bytes(text: str) -> int | None:
     """4G, 500M or a plain number of bytes; "" is None."""
     if not text:
         return None
+    units = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+    number = text.rstrip("bBiI")
     try:
-        value = int(float(text.rstrip("bBiI").rstrip("kKmMgGtT")) * {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}.get(
-            text.rstrip("bBiI")[-1:].lower(), 1))
+        value = int(float(number.rstrip("kKmMgGtT")) * units.get(number[-1:].lower(), 1))
     except ValueError:
         value = 0
     if value <= 0:
@@ -202,11 +212,13 @@ def _print_plan(rows: list[PlanRow], as_json: bool) -> None:
 
         typer.echo(json.dumps([asdict(r) for r in rows], indent=1))
         return
-    typer.echo(f"{'model':34} {'method':22} {'target':14} {'pictures':>8} {'forwards':>9} {'backwards':>9} {'checks':>7}")
+    typer.echo(f"{'model':34} {'method':22} {'target':14} {'pictures':>8} "
+               f"{'forwards':>9} {'backwards':>9} {'checks':>7}")
     for r in rows:
-        typer.echo(f"{r.model:34} {r.method:22} {r.target:14} {r.pictures:8} {r.forwards:9} {r.backwards:9} {r.checks:7}")
-    typer.echo(f"{'in all, passes of one picture':81} {sum(r.forwards for r in rows):8} {sum(r.backwards for r in rows):9} "
-               f"{sum(r.checks for r in rows):7}")
+        typer.echo(f"{r.model:34} {r.method:22} {r.target:14} {r.pictures:8} "
+                   f"{r.forwards:9} {r.backwards:9} {r.checks:7}")
+    typer.echo(f"{'in all, passes of one picture':81} {sum(r.forwards for r in rows):8} "
+               f"{sum(r.backwards for r in rows):9} {sum(r.checks for r in rows):7}")
 
 
 def _print_json(done: Explanation) -> None:
@@ -240,7 +252,7 @@ def _print_environment() -> None:
 
 
 def main() -> int:
-    """Run the command line and give its exit code: 0, 1 some inputs were bad, 2 bad input, 70 a bug of ours, 130 Ctrl-C."""
+    """Run the command line and give its exit code: 0, 1 some inputs bad, 2 bad input, 70 a bug of ours, 130 Ctrl-C."""
     # Two OpenMP threads that spin are slower than one; set before torch is imported, and anybody may set it otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import click
@@ -265,8 +277,8 @@ def main() -> int:
     except Exception as problem:  # a bug of ours: one sentence, and the way to the rest
         if "--traceback" in sys.argv:
             raise
-        typer.echo(f"xai: unexpected {type(problem).__name__}: {problem}. This is a bug: please report it with the output of "
-                   "`xai --version`; `xai --traceback ...` shows where.", err=True)
+        typer.echo(f"xai: unexpected {type(problem).__name__}: {problem}. This is a bug: please report it with the "
+                   "output of `xai --version`; `xai --traceback ...` shows where.", err=True)
         return 70
 
 
@@ -276,7 +288,7 @@ def _interrupted() -> int:
 
 
 def _side_by_side() -> None:
-    """The four packages must come from one place: a folder of the same name in the working directory would shadow one."""
+    """The four packages must come from one place: a folder of that name in the working directory would shadow one."""
     import importlib.util
 
     home = Path(__file__).resolve().parent.parent

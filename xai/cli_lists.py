@@ -20,7 +20,8 @@ def methods_list(json_: Json = False) -> None:
     """All methods with one line each."""
     found = catalog.entries().values()
     if json_:
-        typer.echo(json.dumps([{"name": e.name, "kind": e.kind, "summary": e.summary, "needs": e.needs} for e in found], indent=1))
+        typer.echo(json.dumps([{"name": e.name, "kind": e.kind, "summary": e.summary, "needs": e.needs}
+                               for e in found], indent=1))
         return
     kind = ""
     for entry in found:
@@ -37,7 +38,8 @@ def methods_info(name: str, json_: Json = False) -> None:
     if json_:
         typer.echo(json.dumps(asdict(entry), indent=1))
         return
-    typer.echo(f"{entry.name} ({entry.kind})\n\n{entry.docstring}\n\nNeeds     {', '.join(entry.needs)}\n\nParameters (--set {name}.KEY=VALUE)")
+    typer.echo(f"{entry.name} ({entry.kind})\n\n{entry.docstring}\n\nNeeds     {', '.join(entry.needs)}\n\n"
+               f"Parameters (--set {name}.KEY=VALUE)")
     for field in entry.fields:
         typer.echo(f"  {field.name} = {field.default}\n      {field.help}")
     if not entry.fields:
@@ -46,7 +48,8 @@ def methods_info(name: str, json_: Json = False) -> None:
 
 @models_app.command("list")
 def models_list(pattern: Annotated[str, typer.Argument(help="Only names that hold this text.")] = "",
-                source: Annotated[str, typer.Option("--source", help="xai, torchvision or timm.")] = "", json_: Json = False) -> None:
+                source: Annotated[str, typer.Option("--source", help="xai, torchvision or timm.")] = "",
+                json_: Json = False) -> None:
     """The models that can be named."""
     from xai.zoo.names import list_models
 
@@ -56,7 +59,8 @@ def models_list(pattern: Annotated[str, typer.Argument(help="Only names that hol
 
 @models_app.command("info")
 def models_info(spec: str, weights: Annotated[str, typer.Option("--weights", help='Weights file, or "random".')] = "",
-                layer: Annotated[str, typer.Option("--layer", help="Layer to look at.")] = "auto", json_: Json = False) -> None:
+                layer: Annotated[str, typer.Option("--layer", help="Layer to look at.")] = "auto",
+                json_: Json = False) -> None:
     """What the resolver found out about a model, with its reasons."""
     from xai.result import dump_json
     from xai.zoo.loading import load
@@ -67,5 +71,7 @@ def models_info(spec: str, weights: Annotated[str, typer.Option("--weights", hel
         typer.echo(dump_json({**record, "labels": model.labels}), nl=False)
         return
     for key, value in record.items():
-        typer.echo(f"{key.replace('_', ' '):22} {value if not isinstance(value, tuple) else ', '.join(map(str, value)) or '-'}")
-    typer.echo(f"{'class names':22} {', '.join(model.labels[:10]) + (' ...' if len(model.labels) > 10 else '') if model.labels else '-'}")
+        typer.echo(f"{key.replace('_', ' '):22} "
+                   f"{value if not isinstance(value, tuple) else ', '.join(map(str, value)) or '-'}")
+    names = ", ".join(model.labels[:10]) + (" ..." if len(model.labels) > 10 else "") if model.labels else "-"
+    typer.echo(f"{'class names':22} {names}")

@@ -1,4 +1,4 @@
-"""One analysis as plain data: a method on a model, a target rule and a chunk of pictures; and the plan made of such jobs."""
+"""One analysis as plain data: a method on a model, a target rule and a chunk of pictures; and the plan of such jobs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CHUNK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that decides the numbers of one analysis; `chunk` and `threads` are "auto" outside a study, where the provenance
-    tells them."""
+    """Everything that decides the numbers of one analysis; `chunk` and `threads` are "auto" outside a study, where the
+    provenance tells them."""
 
     spec: str
     weights_hash: str

@@ -42,20 +42,24 @@ class PassCount:
 class Model:
     """A network with its preprocessing, class names, head, identity and capabilities.
 
-    module: the network (kept as it is, never changed), or None with `forward`, a callable (n, C, H, W) -> (n, classes), for a model
-    that can only be run. mean, std: per channel, in the units of `range`; size: input (height, width) or one number. labels: class
-    names in order. Capabilities: "forward", "gradients", "hooks". Raises XaiError where these do not fit together.
+    module: the network (kept as it is, never changed), or None with `forward`, a callable (n, C, H, W) -> (n, classes),
+    for a model that can only be run. mean, std: per channel, in the units of `range`; size: input (height, width) or
+    one number. labels: class names in order. Capabilities: "forward", "gradients", "hooks". Raises XaiError where these
+    do not fit together.
     """
 
-    def __init__(self, module: nn.Module | None = None, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-                 size: int | tuple[int, int] | None = None, labels: Sequence[str] | None = None,
+    def __init__(self, module: nn.Module | None = None, *, mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None, size: int | tuple[int, int] | None = None,
+                 labels: Sequence[str] | None = None,
                  preprocessing: Preprocessing | None = None, forward: Callable[[Tensor], Any] | None = None,
                  capabilities: Iterable[str] | None = None, spec: str = "", weights: str = "as given",
-                 weights_hash: str | None = None, random_weights: bool = False, runs_code: bool = False, channels: int = 3,
-                 layer: str = "auto", grid: tuple[int, int] | None = None, head: str | None = None, output: str | None = None,
-                 device: str | torch.device | None = None, precision: str | None = None, notes: Sequence[str] = ()) -> None:
+                 weights_hash: str | None = None, random_weights: bool = False, runs_code: bool = False,
+                 channels: int = 3, layer: str = "auto", grid: tuple[int, int] | None = None, head: str | None = None,
+                 output: str | None = None, device: str | torch.device | None = None, precision: str | None = None,
+                 notes: Sequence[str] = ()) -> None:
         if (module is None) == (forward is None):
-            raise error("a Model", "made from a module or from a forward callable", "both or neither", "Give one of them")
+            raise error("a Model", "made from a module or from a forward callable", "both or neither",
+                        "Give one of them")
         self._module, self._call = module, forward
         self.spec = spec or f"module:{type(module or forward).__name__}"
         self.labels = tuple(labels) if labels is not None else None
@@ -66,7 +70,7 @@ class Model:
         self.notes = list(notes)
         self.cost = PassCount()
         self.device, self.dtype = self._placed(device, precision)
-        self.options = {"layer": layer, "grid": grid, "head": head, "output": output}
+        self.options: dict[str, Any] = {"layer": layer, "grid": grid, "head": head, "output": output}
         self._hash = weights_hash
         self._head: Head | None = None
         self._plain: nn.Module | None = None
@@ -76,9 +80,11 @@ class Model:
 
     def _placed(self, device: str | torch.device | None, precision: str | None) -> tuple[torch.device, torch.dtype]:
         first = next(iter(self._module.parameters()), None) if self._module is not None else None
-        place = pick_device(device) if device is not None else (first.device if first is not None else torch.device("cpu"))
+        place = (pick_device(device) if device is not None else
+                 first.device if first is not None else torch.device("cpu"))
         if precision is not None and precision not in PRECISIONS:
-            raise error("the precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Name one with --precision")
+            raise error("the precision", f"one of {', '.join(PRECISIONS)}", repr(precision),
+                        "Name one with --precision")
         dtype = PRECISIONS[precision] if precision else torch.float32
         if first is not None and precision is None and first.is_floating_point():
             dtype = first.dtype
@@ -121,8 +127,9 @@ class Model:
     def need(self, capability: str) -> None:
         """Raise XaiError where the model cannot do that."""
         if capability not in self.capabilities:
-            raise error("the model", f"one that gives {WANTS[capability]} for this method", f"{self.spec}, which does not",
-                        "Use a method that needs only forwards (`xai methods list`), or the network's own code and weights")
+            raise error("the model", f"one that gives {WANTS[capability]} for this method",
+                        f"{self.spec}, which does not", "Use a method that needs only forwards (`xai methods list`), "
+                        "or the network's own code and weights")
 
     # --- running ---
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -190,7 +197,8 @@ class Model:
                 if self._head is None:
                     with torch.no_grad():
                         self._probe(example)
-                self._views[key] = resolve_layer(self._module, example, self._top_score, name, grid=self.options["grid"])
+                self._views[key] = resolve_layer(self._module, example, self._top_score, name,
+                                                 grid=self.options["grid"])
         return self._views[key]
 
     def _top_score(self, output: Any) -> Tensor:
@@ -211,7 +219,8 @@ class Model:
         self._head = resolve_head(output, self.options["head"], self.options["output"])
         classes = self._head.size
         if self.labels is not None and self._head.kind == "classes" and len(self.labels) != classes:
-            self.notes.append(f"{len(self.labels)} class names were given for {classes} classes: the names are left out")
+            self.notes.append(f"{len(self.labels)} class names were given for {classes} classes: "
+                              "the names are left out")
             self.labels = None
 
     def embed(self, source: str) -> Tensor:
@@ -219,12 +228,12 @@ class Model:
         return next(self.prepare(load_images(source))).output()
 
     # --- pictures ---
-    def prepare(self, images: Images | Sequence[Image], *, seed: int = 0, memory_bytes: int | None = None, chunk: int | None = None,
-                bad: Callable[[str, str], None] | None = None) -> Iterator[Batch]:
+    def prepare(self, images: Images | Sequence[Image], *, seed: int = 0, memory_bytes: int | None = None,
+                chunk: int | None = None, bad: Callable[[str, str], None] | None = None) -> Iterator[Batch]:
         """Batches in order, at most 32 pictures each, streamed.
 
-        chunk: pictures a batch (default: what fits `memory_bytes` and keeps each activation small). bad: called with (name, sentence)
-        for a picture that cannot be used, which is then left out; without it the XaiError is raised.
+        chunk: pictures a batch (default: what fits `memory_bytes` and keeps each activation small). bad: called with
+        (name, sentence) for a picture that cannot be used, which is then left out; without it the XaiError is raised.
         """
         chunk = chunk or self.chunk(memory_bytes)
         names = getattr(images, "label_names", None)
@@ -283,7 +292,8 @@ class Model:
     def opened(self) -> Iterator[nn.Module]:
         """The raw network in eval mode, for captum, shap, optimisers and attacks; its passes are counted.
 
-        Hooks, gradients, training flags, requires_grad and buffers' identity are put back afterwards, also after an exception.
+        Hooks, gradients, training flags, requires_grad and buffers' identity are put back afterwards, also after an
+        exception.
         """
         self.need("gradients")
         assert self._module is not None
@@ -303,7 +313,7 @@ class Model:
             self._head = resolve_head(output, self.options["head"], self.options["output"])
         value = self._head.read(output)
         if value.requires_grad:
-            value.register_hook(lambda g: setattr(self.cost, "backwards", self.cost.backwards + len(g)))
+            value.register_hook(lambda g: setattr(self.cost, "backwards", self.cost.backwards + len(g)))  # type: ignore[no-untyped-call]  # torch's own gap
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
@@ -312,7 +322,8 @@ class Model:
             return
         modules = list(self._module.modules())
         training = [m.training for m in modules]
-        hooks = [{k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks") and hasattr(v, "copy")} for m in modules]
+        hooks = [{k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks") and hasattr(v, "copy")}
+                 for m in modules]
         grads = [(p, p.requires_grad, p.grad) for p in self._module.parameters()]
         try:
             yield
@@ -371,8 +382,9 @@ def _given(mean: Sequence[float] | None, std: Sequence[float] | None, size: int 
         raise error("mean and std", "given together", "one of them", "Give both, per channel, in units of 0 to 1")
     height, width = (224, 224) if size is None else (size, size) if isinstance(size, int) else size
     count = len(mean) if mean is not None and len(mean) > 1 else channels
-    return Preprocessing((height, width), tuple(mean) if mean is not None else None, tuple(std) if std is not None else None,
-                         channels=count, reason="given by the caller" if mean is not None else "none was given")
+    return Preprocessing((height, width), tuple(mean) if mean is not None else None,
+                         tuple(std) if std is not None else None, channels=count,
+                         reason="given by the caller" if mean is not None else "none was given")
 
 
 def _named(label: int | str | None, names: Sequence[str] | None) -> int | str | None:

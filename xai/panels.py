@@ -33,8 +33,8 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """What every panel has: a `key` unique among the panels of one picture, a `title`, the content hash of the `picture` it
-    speaks of (None: of all), and a plain `note` under it."""
+    """What every panel has: a `key` unique among the panels of one picture, a `title`, the content hash of the
+    `picture` it speaks of (None: of all), and a plain `note` under it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"arbitrary_types_allowed": True}
     key: str
@@ -75,10 +75,10 @@ class Table(Panel):
 class Heatmap(Panel):
     """A raw, signed map over a picture.
 
-    `values` (h, w) float32 at the method's own resolution, before any ReLU or absolute value: `view` says which of them the
-    method states, and page, export and metrics apply it. It covers the whole picture whose key is `over` (bilinear,
-    align_corners=False). `error` (h, w) is the standard error where the method has one. `scale`: (low, high) of the shown
-    values where several maps must share one colour scale; None: the map's own.
+    `values` (h, w) float32 at the method's own resolution, before any ReLU or absolute value: `view` says which of them
+    the method states, and page, export and metrics apply it. It covers the whole picture whose key is `over` (bilinear,
+    align_corners=False). `error` (h, w) is the standard error where the method has one. `scale`: (low, high) of the
+    shown values where several maps must share one colour scale; None: the map's own.
     """
 
     kind: Literal["heatmap"] = "heatmap"
@@ -94,7 +94,7 @@ class Heatmap(Panel):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture(Panel):
-    """A picture: `pixels` (h, w, 3) or (h, w) uint8, sRGB."""
+    """A picture: `pixels` (h, w, 3) or (h, w) uint8, shown as sRGB."""
 
     kind: Literal["picture"] = "picture"
     pixels: np.ndarray
@@ -176,7 +176,8 @@ KINDS: tuple[type[Panel], ...] = (
 def shown(values: np.ndarray, view: View) -> np.ndarray:
     """What a view shows of raw values of any shape: themselves, their positive part, or their absolute value."""
     if view == "relu":
-        return np.maximum(values, 0)
+        positive: np.ndarray = np.maximum(values, 0)
+        return positive
     return np.abs(values) if view == "abs" else values
 
 

@@ -18,7 +18,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what PIL's "L" uses
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the input lies in the original: x_original = x0 + x_input * sx, and so for y (pixels, edges at whole numbers)."""
+    """Where the input lies in the original: x_original = x0 + x_input * sx, y alike (pixels; edges whole numbers)."""
 
     x0: float
     y0: float
@@ -48,9 +48,10 @@ class Prepared:
 class Preprocessing:
     """How a network wants its pictures: resize, crop, scale, normalise.
 
-    size: (height, width) of the input. resize: short side in pixels before the centre crop (None: just enough to fill `size`).
-    crop: "center", or "squash" (resize to `size` whatever the aspect). range: (low, high) that 0 and 1 are mapped to before
-    (x - mean) / std, so mean and std are in its units. mean None: not known, and a picture that needs it raises XaiError.
+    size: (height, width) of the input. resize: short side in pixels before the centre crop (None: just enough to fill
+    `size`). crop: "center", or "squash" (resize to `size` whatever the aspect). range: (low, high) that 0 and 1 are
+    mapped to before (x - mean) / std, so mean and std are in its units. mean None: not known, and a picture that needs
+    it raises XaiError.
     """
 
     size: tuple[int, int]
@@ -74,7 +75,8 @@ class Preprocessing:
             if value is not None and len(value) == 1:
                 object.__setattr__(self, name, tuple(value) * self.channels)
             elif value is not None and len(value) != self.channels:
-                raise error(name, f"one number or {self.channels}, one a channel", value, f"Give {self.channels} numbers")
+                raise error(name, f"one number or {self.channels}, one a channel", value,
+                            f"Give {self.channels} numbers")
         if self.std is not None and any(s == 0 for s in self.std):
             raise error("std", "non-zero", self.std, "Give the standard deviations the network was trained with")
 
@@ -84,7 +86,8 @@ class Preprocessing:
         how = f"resized to {h}x{w}" if self.crop == "squash" else f"short side {self.short_side()}, centre crop {h}x{w}"
         if self.mean is None or self.std is None:
             return f"{how} ({self.interpolation}); mean and std not known"
-        numbers = "; ".join(f"{n} {', '.join(f'{v:g}' for v in vs)}" for n, vs in (("mean", self.mean), ("std", self.std)))
+        numbers = "; ".join(f"{n} {', '.join(f'{v:g}' for v in vs)}"
+                            for n, vs in (("mean", self.mean), ("std", self.std)))
         return f"{how} ({self.interpolation}, antialiased); range {self.range[0]:g} to {self.range[1]:g}; {numbers}"
 
     def short_side(self) -> int:
@@ -96,7 +99,8 @@ class Preprocessing:
         if image.normalised:
             return self._as_it_is(image)
         if self.mean is None or self.std is None:
-            raise error("the preprocessing of this model", "known before a picture can be shown to it", "no mean and std",
+            raise error("the preprocessing of this model", "known before a picture can be shown to it",
+                        "no mean and std",
                         "Add them to the spec, e.g. ?size=224&range=0-1&mean=0.485,0.456,0.406&std=0.229,0.224,0.225")
         values, frame = self._fit(_channels(_values(image.pixels, self.channels), self.channels, image.name))
         values = values / 255 if values.dtype == torch.uint8 else values
@@ -108,8 +112,8 @@ class Preprocessing:
     def undo(self, inputs: Tensor) -> Tensor:
         """Inputs (..., C, H, W) back in [0, 1]; without a known normalisation each is stretched to its own range."""
         if self.mean is None or self.std is None:
-            low, high = inputs.amin((-3, -2, -1), True), inputs.amax((-3, -2, -1), True)
-            return (inputs - low) / (high - low).clamp_min(1e-12)
+            least, most = inputs.amin((-3, -2, -1), True), inputs.amax((-3, -2, -1), True)
+            return (inputs - least) / (most - least).clamp_min(1e-12)
         mean, std = (inputs.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
         low, high = self.range
         return (((inputs * std + mean) - low) / (high - low)).clamp(0, 1)
@@ -129,7 +133,8 @@ class Preprocessing:
     def _as_it_is(self, image: Image) -> Prepared:
         values = torch.from_numpy(np.array(image.pixels, dtype=np.float32))
         if values.shape[0] != self.channels:
-            raise error(f"the tensor {image.name}", f"of {self.channels} channels", values.shape[0], "Check the order (C, h, w)")
+            raise error(f"the tensor {image.name}", f"of {self.channels} channels", values.shape[0],
+                        "Check the order (C, h, w)")
         return Prepared(values, _rgb((self.undo(values) * 255).round().to(torch.uint8)), Frame(0, 0, 1, 1))
 
     def _fit(self, values: Tensor) -> tuple[Tensor, Frame]:
@@ -141,7 +146,7 @@ class Preprocessing:
         scale = short / min(height, width)
         # torchvision's rule: the long side is cut, not rounded, to a whole number
         new_h, new_w = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
-        if new_h < h or new_w < w:  # a frame that is not square, or a crop larger than the resized picture: enlarge to fill it
+        if new_h < h or new_w < w:  # a frame that is not square, or a crop larger than the resized picture: enlarge
             scale = max(h / height, w / width)
             new_h, new_w = max(h, round(height * scale)), max(w, round(width * scale))
         values = self._resized(values, new_h, new_w)
@@ -153,7 +158,8 @@ class Preprocessing:
         if values.shape[1:] == (height, width):
             return values
         smooth = self.interpolation != "nearest"
-        out = torch.nn.functional.interpolate(values[None], (height, width), mode=self.interpolation if smooth else "nearest",
+        out = torch.nn.functional.interpolate(values[None], (height, width),
+                                              mode=self.interpolation if smooth else "nearest",
                                               align_corners=False if smooth else None, antialias=smooth)[0]
         return out if out.dtype == torch.uint8 else out.clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""The record of one analysis and of one run: what is written to result.json, arrays.safetensors and run.json, and read back."""
+"""The record of one analysis and of one run: result.json, arrays.safetensors and run.json, written and read back."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ModelRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """The identity of a picture: its name, the hash of its pixels, its size (height, width) in pixels, and its label if known."""
+    """The identity of a picture: name, hash of its pixels, size (height, width) in pixels, and label if known."""
 
     name: str
     hash: str
@@ -57,7 +57,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A check with its number, its threshold, and a plain sentence; `picture` is the hash it speaks of (None: of all)."""
+    """A check with its number, its threshold, and a sentence; `picture` is the hash it speaks of (None: of all)."""
 
     name: str
     value: float | None
@@ -70,8 +70,8 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What it took: forwards and backwards in pictures (those of the health checks apart), wall seconds, peak memory in bytes
-    (None where unknown). Of several methods in one command each counts the forward that they share."""
+    """What it took: forwards and backwards in pictures (those of the health checks apart), wall seconds, peak memory in
+    bytes (None where unknown). Of several methods in one command each counts the forward that they share."""
 
     forwards: int = 0
     backwards: int = 0
@@ -82,7 +82,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where the numbers come from: versions, device, threads, precision, seed, time, and the command that makes them again."""
+    """Where the numbers come from: versions, device, threads, precision, seed, time, and the command to remake them."""
 
     command: str
     seed: int
@@ -278,8 +278,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` when the block ends well, and vanishes when it does not.
 
-    An older folder is moved aside first, so a reader sees the old one, none, or the new one, never half of either. Raises
-    XaiError where the place cannot be written or the disk is full.
+    An older folder is moved aside first, so a reader sees the old one, none, or the new one, never half of either.
+    Raises XaiError where the place cannot be written or the disk is full.
     """
     folder = Path(folder)
     new: Path | None = None

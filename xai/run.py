@@ -25,7 +25,7 @@ FORMATS = ("npy", "png", "overlay")
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a person asked for, before anything is loaded. `weights`: one for all models, or one each. `save`: npy, png, overlay."""
+    """What a person asked for, before any loading. `weights`: one for all, or one each. `save`: npy, png, overlay."""
 
     models: tuple[Any, ...]
     images: tuple[Any, ...] = ()
@@ -46,8 +46,8 @@ class Ask:
             if name not in FORMATS:
                 raise error("--save", f"one or more of {', '.join(FORMATS)}", repr(name), "Separate several by commas")
         if len(self.weights) > 1 and len(self.weights) != len(self.models):
-            raise error("--weights", f"given once, or once for each of the {len(self.models)} models", f"{len(self.weights)} times",
-                        "Give them in the order of the models")
+            raise error("--weights", f"given once, or once for each of the {len(self.models)} models",
+                        f"{len(self.weights)} times", "Give them in the order of the models")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise error("the seed", "a whole number from 0", self.seed, "Give one with --seed")
 
@@ -91,22 +91,24 @@ class Explanation:
         return "".join(result._repr_html_() for result in self.results)
 
 
-def explain(models: Any = DEFAULT_MODEL, images: Any = None, methods: str | Sequence[str] = DEFAULT_METHOD, *, target: Any = "top1",
-            out: str | Path | None = None, progress: Progress | None = None, **options: Any) -> Explanation:
+def explain(models: Any = DEFAULT_MODEL, images: Any = None, methods: str | Sequence[str] = DEFAULT_METHOD, *,
+            target: Any = "top1", out: str | Path | None = None, progress: Progress | None = None,
+            **options: Any) -> Explanation:
     """Explain pictures: every method on every model, one forward a model and batch.
 
-    models: a spec, a torch module, an xai.Model, or a list of them. images: a path, folder, array (h, w, 3) uint8 or float in [0, 1],
-    PIL picture, tensor, Dataset, or a list. methods: names, one or several. target: see xai.targets. out: folder to write (None:
-    nothing is written). options: the other fields of `Ask`. Raises XaiError for bad input; of several pictures the bad ones are
-    named in `.failures` instead.
+    models: a spec, a torch module, an xai.Model, or a list of them. images: a path, folder, array (h, w, 3) uint8 or
+    float in [0, 1], PIL picture, tensor, Dataset, or a list. methods: names, one or several. target: see xai.targets.
+    out: folder to write (None: nothing is written). options: the other fields of `Ask`. Raises XaiError for bad input;
+    of several pictures the bad ones are named in `.failures` instead.
     """
     names = methods.split(",") if isinstance(methods, str) else methods
-    ask = Ask(models=_several(models), images=_several(images), methods=tuple(n.strip() for n in names if n.strip()), target=target,
-              **options)
+    ask = Ask(models=_several(models), images=_several(images), methods=tuple(n.strip() for n in names if n.strip()),
+              target=target, **options)
     return run(ask, out, progress)
 
 
-def analyze(method: str, models: Any = (), data: Any = None, *, out: str | Path | None = None, **options: Any) -> Explanation:
+def analyze(method: str, models: Any = (), data: Any = None, *, out: str | Path | None = None,
+            **options: Any) -> Explanation:
     """Run one analyzer of any kind on models and data; see `explain` for the arguments."""
     ask = Ask(models=_several(models), images=_several(data), methods=(method,), **options)
     return run(ask, out)
@@ -114,7 +116,7 @@ def analyze(method: str, models: Any = (), data: Any = None, *, out: str | Path 
 
 def run(ask: Ask, out: str | Path | None = None, progress: Progress | None = None,
         automatic: Path | None = None) -> Explanation:
-    """Do what was asked. `out`: the folder to write; `automatic`: the folder under which to write one with a telling name."""
+    """Do what was asked. `out`: the folder to write; `automatic`: the parent of a new one with a telling name."""
     analyzers = _analyzers(ask)
     targets, failures = as_targets(ask.target), list[Failure]()
     images = _pictures(ask, failures)
@@ -123,7 +125,8 @@ def run(ask: Ask, out: str | Path | None = None, progress: Progress | None = Non
     problems: list[XaiError] = []
     try:
         for i in range(max(1, len(ask.models))):
-            for piece in _one_model(ask, i, analyzers, images, targets, failures, _scaled(progress, i, len(ask.models))):
+            for piece in _one_model(ask, i, analyzers, images, targets, failures,
+                                    _scaled(progress, i, len(ask.models))):
                 if isinstance(piece, XaiError):
                     problems.append(piece)
                 else:
@@ -134,8 +137,9 @@ def run(ask: Ask, out: str | Path | None = None, progress: Progress | None = Non
             raise
         done.interrupted = True
     if not done.results:
-        raise problems[0] if problems else XaiError(f"the pictures must be usable; got none that is. {failures[0].sentence}"
-                                                    if failures else "no picture was given. Name one.")
+        raise problems[0] if problems else XaiError(
+            f"the pictures must be usable; got none that is. {failures[0].sentence}" if failures else
+            "no picture was given. Name one.")
     if out is not None or automatic is not None:
         done.folder = Path(out) if out is not None else automatic / _folder_name(done, run_id(jobs))  # type: ignore[operator]  # not None here
         write(done, done.folder, ask.save)
@@ -150,7 +154,8 @@ def plan(ask: Ask) -> list[PlanRow]:
     for i in range(len(ask.models)):
         model = ask.model(i)
         n = len(images) if images is not None else 0
-        rows.append(PlanRow(model=model.spec, method="(shared forward)", target="", pictures=n, forwards=n, backwards=0, checks=0))
+        rows.append(PlanRow(model=model.spec, method="(shared forward)", target="", pictures=n, forwards=n,
+                            backwards=0, checks=0))
         for analyzer in analyzers:
             per = analyzer.passes()
             for target in targets:
@@ -162,7 +167,7 @@ def plan(ask: Ask) -> list[PlanRow]:
 
 
 def write(done: Explanation, folder: Path, save: Sequence[str] = ()) -> None:
-    """Write results, page and pictures into `folder`, whole or not at all. Raises XaiError where the place cannot be written."""
+    """Write results, page and pictures into `folder`, all or nothing. Raises XaiError where it cannot be written."""
     from reports import export, page
 
     with atomic_folder(folder) as new:
@@ -173,8 +178,8 @@ def write(done: Explanation, folder: Path, save: Sequence[str] = ()) -> None:
             export.export(result, new / name, save)
         first = done.results[0]
         if len(done.results) > 1 or done.failures or done.interrupted:
-            Run(title=_run_title(done), command=first.provenance.command, results=tuple(names), failures=tuple(done.failures),
-                interrupted=done.interrupted).write(new)
+            Run(title=_run_title(done), command=first.provenance.command, results=tuple(names),
+                failures=tuple(done.failures), interrupted=done.interrupted).write(new)
         page.write(new)
 
 
@@ -230,7 +235,8 @@ def _one_model(ask: Ask, i: int, analyzers: Sequence[Any], images: Images | None
                 result = analyzers[0](everything, progress, ask.command or _replay(ask))
                 yield result, [_job(ask, m, analyzers[0], "", ()) for m in everything.models]
             return
-        sheets = attribute(analyzers, subject, progress, failures if images is not None and len(images) > 1 else None, ask.chunk)
+        sheets = attribute(analyzers, subject, progress,
+                           failures if images is not None and len(images) > 1 else None, ask.chunk)
     except XaiError as problem:
         if len(ask.models) < 2:
             raise
@@ -257,8 +263,9 @@ def _jobs(ask: Ask, sheet: Sheet) -> Iterator[Job]:
 
 
 def _job(ask: Ask, model: Model, analyzer: Analyzer, target: str, pictures: tuple[str, ...]) -> Job:
-    return Job(spec=model.spec, weights_hash=model.weights_hash, pictures=pictures, geometry=model.preprocessing.describe(),
-               method=analyzer.name(), version=analyzer.version, parameters=analyzer.parameters(), target=target, seed=ask.seed,
+    return Job(spec=model.spec, weights_hash=model.weights_hash, pictures=pictures,
+               geometry=model.preprocessing.describe(), method=analyzer.name(), version=analyzer.version,
+               parameters=analyzer.parameters(), target=target, seed=ask.seed,
                chunk=str(ask.chunk or "auto"), precision=precision_name(model))
 
 
@@ -314,8 +321,9 @@ def _replay(ask: Ask) -> str:
         shape: Callable[[Any], str] = lambda v: repr(v) if isinstance(v, str) else f"<{type(v).__name__}>"  # noqa: E731
         return (f"xai.explain({', '.join(map(shape, ask.models))}, {', '.join(map(shape, ask.images))}, "
                 f"{','.join(ask.methods)!r}, target={shape(ask.target)}, seed={ask.seed})")
-    words = ["xai", "explain", *ask.images, *(w for m in ask.models for w in ("--model", m)), "--method", ",".join(ask.methods),
-             "--target", ask.target, "--seed", str(ask.seed), *(w for f in ask.weights for w in ("--weights", f)),
+    words = ["xai", "explain", *ask.images, *(w for m in ask.models for w in ("--model", m)),
+             "--method", ",".join(ask.methods), "--target", ask.target, "--seed", str(ask.seed),
+             *(w for f in ask.weights for w in ("--weights", f)),
              *(w for k, v in ask.settings.items() for w in ("--set", f"{k}={v}"))]
     return shlex.join(words)
 

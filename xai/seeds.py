@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *parts: str) -> int:
-    """A 63-bit seed from a base seed and any names (a picture's hash, a method), stable across machines and versions."""
+    """A 63-bit seed from a base seed and names (a picture's hash, a method), stable across machines and versions."""
     text = "\x1f".join([str(seed), *parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

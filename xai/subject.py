@@ -15,8 +15,8 @@ from xai.zoo.loading import load
 
 @dataclass(frozen=True)
 class Subject:
-    """models: 0, 1, 2 or many; images: a collection or None; targets: what is explained; memory_bytes, max_forwards: budgets
-    (None: half of what is free; no limit)."""
+    """models: 0, 1, 2 or many; images: a collection or None; targets: what is explained; memory_bytes, max_forwards:
+    budgets (None: half of what is free; no limit)."""
 
     models: tuple[Model, ...] = ()
     images: Images | None = None
@@ -26,8 +26,9 @@ class Subject:
     max_forwards: int | None = None
 
     @classmethod
-    def of(cls, models: Any = (), images: Any = None, *, target: str | Target | Sequence[Target] = "top1", **budgets: Any) -> Subject:
-        """From what people write: specs or Models, a path or an array, a target in words. Raises XaiError for what cannot be used."""
+    def of(cls, models: Any = (), images: Any = None, *, target: str | Target | Sequence[Target] = "top1",
+           **budgets: Any) -> Subject:
+        """From what people write: specs or Models, path or array, a target in words. Raises XaiError for bad input."""
         return cls(tuple(as_model(m) for m in (models if isinstance(models, (list, tuple)) else [models])),
                    None if images is None else images if isinstance(images, Images) else load_images(images),
                    as_targets(target), **budgets)

@@ -14,7 +14,8 @@ from xai.errors import XaiError, did_you_mean, error
 Truth = Sequence[int | str | None]
 Labels = Sequence[str] | None
 SPATIAL = ("map", "image")
-FORMS = 'top1, top3, class:281, a class name, label, label+top1, rank:2, "a - b", mask:CLASS, pixel:X,Y,C, embedding:PICTURE'
+FORMS = ('top1, top3, class:281, a class name, label, label+top1, rank:2, "a - b", mask:CLASS, pixel:X,Y,C, '
+         'embedding:PICTURE')
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Bound:
     """A target fixed for the pictures of one batch: `bound(output)` -> (n,), the scalar explained of each.
 
     `output` is what the head holds: (n, classes) or (n, channels, h, w), for the same n pictures in the same order.
-    `classes` (n,) and `versus` (n,) hold class numbers where the target is a class or a contrast, else None. `names` says for
-    each picture in words what is explained; `skip` marks pictures for which another target already gives this map.
+    `classes` (n,) and `versus` (n,) hold class numbers where the target is a class or a contrast, else None. `names`
+    says for each picture in words what is explained; `skip` marks pictures for which another target already gives this
+    map.
     """
 
     score: Callable[[Tensor], Tensor]
@@ -49,7 +51,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Target:
-    """A rule that picks the scalar: see `FORMS`. `unless` names a rule whose map is not to be made twice (label+top1)."""
+    """A rule that picks the scalar: see `FORMS`. `unless` names a rule whose map is not made twice (label+top1)."""
 
     text: str = "top1"
     function: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
@@ -96,7 +98,8 @@ class Target:
         if self.text == "label":
             return torch.tensor([_truth(t, labels, count) for t in _known(truth, n)], device=output.device), None
         if " - " in self.text and find_class(self.text, labels, count) is None:
-            left, right = (Target(side.strip())._classes(output, labels, truth)[0] for side in self.text.split(" - ", 1))
+            left, right = (Target(side.strip())._classes(output, labels, truth)[0]
+                           for side in self.text.split(" - ", 1))
             return left, right
         return torch.full((n,), need_class(self.text, labels, count), device=output.device), None
 
@@ -115,7 +118,8 @@ def parse_targets(text: str) -> list[Target]:
     return [Target(text)]
 
 
-def of_classes(classes: Tensor, names: tuple[str, ...], versus: Tensor | None = None, skip: tuple[bool, ...] = ()) -> Bound:
+def of_classes(classes: Tensor, names: tuple[str, ...], versus: Tensor | None = None,
+               skip: tuple[bool, ...] = ()) -> Bound:
     """The raw logit of a class per picture, or the difference of two: classes, versus (n,)."""
 
     def score(output: Tensor) -> Tensor:
@@ -167,7 +171,8 @@ def _pixel(output: Tensor, rest: str) -> Bound:
     try:
         x, y, channel = (int(v) for v in rest.split(","))
     except ValueError:
-        raise error("a pixel target", "pixel:X,Y,C in the output's pixels", repr(rest), "For example pixel:10,20,0") from None
+        raise error("a pixel target", "pixel:X,Y,C in the output's pixels", repr(rest),
+                    "For example pixel:10,20,0") from None
     if output.ndim != 4:
         raise error("a pixel target", "used on a network that yields a picture or map", f"an output of shape "
                     f"{tuple(output.shape)}", "Name a class instead")
@@ -179,8 +184,8 @@ def _pixel(output: Tensor, rest: str) -> Bound:
 
 def _mask(output: Tensor, rest: str, labels: Labels) -> Bound:
     if output.ndim != 4:
-        raise error("a mask target", "used on a network that yields a class map", f"an output of shape {tuple(output.shape)}",
-                    "Name a class instead")
+        raise error("a mask target", "used on a network that yields a class map",
+                    f"an output of shape {tuple(output.shape)}", "Name a class instead")
     winner = output.argmax(1)
     if rest:
         chosen = torch.full((len(output),), need_class(rest if rest[0] not in "0123456789" else f"class:{rest}", labels,
