@@ -91,7 +91,7 @@ class Drawings:
         """The table of predictions, with bars."""
         if row.predictions is None:
             return Markup("")
-        return Markup('<div class="predictions"><h4>Predictions</h4>{}</div>').format(table(row.predictions))
+        return Markup('<div class="predictions"><h3>Predictions</h3>{}</div>').format(table(row.predictions))
 
     def map(self, cell: Cell, row: Row, specimen: Specimen, panel: Heatmap) -> Markup:
         """One map of a method over its picture."""

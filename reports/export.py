@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +54,21 @@ def _files(panel: Heatmap, over: Picture | None, folder: Path, formats: list[str
     for form in formats:
         if form in ways:
             file, save = ways[form]
-            save(folder / file)
+            with whole(folder / file) as part:
+                save(part)
             written.append(folder / file)
     return written
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def file_name(panel: Panel) -> str:

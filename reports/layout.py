@@ -85,11 +85,13 @@ def whole(result: Result) -> list[Panel]:
 
 
 def models_of(results: Iterable[Result]) -> list[ModelRecord]:
-    """Each distinct model once, in the order of the results."""
+    """Each distinct model once, in the order of the results; with the layer of the first method that looked at one."""
     found: dict[tuple[str, str], ModelRecord] = {}
     for result in results:
         for model in result.models:
-            found.setdefault((model.spec, model.weights_hash), model)
+            key = (model.spec, model.weights_hash)
+            if key not in found or (model.layer and not found[key].layer):
+                found[key] = model
     return list(found.values())
 
 

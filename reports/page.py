@@ -13,7 +13,7 @@ from markupsafe import Markup
 from reports.album import Album
 from reports.body import Content, body, environment
 from reports.colours import stops
-from reports.export import export
+from reports.export import export, whole
 from reports.layout import Specimen, method_name, models_of, specimens
 from reports.wording import count
 from xai.errors import error
@@ -42,7 +42,8 @@ def write(folder: str | Path) -> Path:
     pages = max(1, -(-len(found) // PER_PAGE))
     for number in range(1, pages + 1):
         page = _page(run, results, found, number, pages)
-        (folder / page_name(number)).write_bytes(page.encode("utf-8", "replace"))
+        with whole(folder / page_name(number)) as part:
+            part.write_bytes(page.encode("utf-8", "replace"))
     return folder / page_name(1)
 
 

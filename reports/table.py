@@ -29,6 +29,7 @@ COLUMNS = (
     "failed",
     "forwards",
     "backwards",
+    "check_forwards",
     "check_backwards",
     "seconds",
     "peak_memory_bytes",
@@ -41,7 +42,7 @@ COLUMNS = (
 def csv(folder: str | Path) -> str:
     """The table of `folder` (a run or one result) as CSV with a header, RFC 4180 quoting, lines that end in a newline.
 
-    `failed` names the failed checks. `forwards`, `backwards`, `check_backwards` and `seconds` are the method's cost
+    `failed` names the failed checks. `forwards`, `backwards`, those of the checks and `seconds` are the method's cost
     divided by its pictures; `peak_memory_bytes` is that of the whole method. A result without pictures is one row. Text
     that a spreadsheet would run as a formula (it begins with =, +, -, @, tab or return) gets a leading apostrophe.
     Raises XaiError where the record is missing or damaged.
@@ -81,6 +82,7 @@ def _rows(result: Result) -> Iterator[list[str | int | float | bool | None]]:
             "; ".join(v.name for v in verdicts if not v.passed),
             result.cost.forwards / share,
             result.cost.backwards / share,
+            result.cost.check_forwards / share,
             result.cost.check_backwards / share,
             result.cost.seconds / share,
             result.cost.peak_memory,

@@ -97,7 +97,7 @@ def test_the_page_says_everything_the_record_holds(compared: Path) -> None:
         "the last output with spatial extent that the gradient reaches", "resize 256, centre crop 224",
         "stated by the source",
         model_record().weights_hash, "Random weights. file:net.py:make was never trained", "Code from outside.",
-        "1 input could not be used.", "b.png: It is text.", "4 of 16 health checks failed: rocket.jpg.",
+        "1 part of this run could not be done.", "b.png: It is text.", "4 of 16 health checks failed: rocket.jpg.",
         "class-sensitive failed (0.98, threshold 0.9)", "Try a contrast.", "samples", "16", "sigma", "0.15", "250 ms",
         "311 MB",
         "2 forwards, 2 backwards", "Somebody et al. 2017", "xai explain coffee.jpg --method gradcam",

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason="needs chromium")
 
 ATTACK = "<script>window.hacked=1</script><img src=x onerror=window.hacked=2><svg onload=window.hacked=3>"
 OPACITY = "getComputedStyle(document.querySelector('.map')).opacity"
+AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,18 @@ def test_light_and_dark_are_legible(shown: Page, scheme: str, paper: int) -> Non
     colour = shown.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert all(c > paper for c in colour) if scheme == "light" else all(c < paper for c in colour)
     assert shown.evaluate(CONTRAST) == []
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core: npm install --prefix tests")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_keeps_people_out(shown: Page, scheme: str) -> None:
+    """Names, roles, headings, landmarks, contrast, by axe-core's rules, with everything unfolded."""
+    shown.scheme(scheme)
+    shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    shown.evaluate(AXE.read_text(encoding="utf-8"))
+    found = shown.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.impact, v.nodes[0].html]))")
+    assert found == []
+    assert shown.evaluate("axe.run().then(r => r.passes.length)") > 20
 
 
 @pytest.mark.parametrize("width", [340, 700, 1100, 1900])
