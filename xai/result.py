@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ class Cost:
 
     forwards: int = 0
     backwards: int = 0
+    check_forwards: int = 0
     check_backwards: int = 0
     seconds: float = 0.0
     peak_memory: int | None = None
@@ -123,8 +125,13 @@ class Result:
         return Path(folder)
 
     def write(self, folder: Path) -> None:
-        """Write both files into an existing folder."""
+        """Write both files into an existing folder. Raises XaiError for what `load` would not read back."""
         record, arrays = self.record()
+        try:
+            _adapter().validate_python(_fill(record, arrays))
+        except ValueError as problem:
+            raise error(f"the result of {self.analyzer}", "made of what a record can hold", _fault(problem),
+                        "This is a mistake in the analyzer; tell its author") from problem
         write_arrays(folder / "arrays.safetensors", arrays)
         (folder / "result.json").write_text(dump_json(record), encoding="utf-8")
 
@@ -138,16 +145,13 @@ class Result:
     def load(cls, folder: str | Path) -> Result:
         """Read a result from its folder; raises XaiError where it is no result or was written by a newer version."""
         path = Path(folder) / "result.json"
-        record = read_json(path)
-        version = record.get("schema_version", 0) if isinstance(record, dict) else 0
-        if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-            raise error(f"the record {path}", f"of schema version 1 to {SCHEMA_VERSION}", version,
-                        "Read it with the version of xai that wrote it, or a newer one")
+        record = _known_version(path)
         arrays = _read_arrays(Path(folder) / "arrays.safetensors")
         try:
             return _adapter().validate_python(_fill(record, arrays))  # type: ignore[no-any-return]  # pydantic's Any
-        except (ValueError, KeyError) as problem:
-            raise error(f"the record {path}", "a complete xai result", "a damaged one", str(problem)) from problem
+        except ValueError as problem:
+            raise error(f"the record {path}", "a complete xai result", f"a damaged one: {_fault(problem)}",
+                        "Make it again") from problem
 
     def _repr_html_(self) -> str:
         from reports.page import fragment
@@ -187,7 +191,11 @@ class Run:
             return cls(title=result.title, command=result.provenance.command, results=(".",))
         from pydantic import TypeAdapter
 
-        return TypeAdapter(cls).validate_python(read_json(folder / "run.json"))
+        try:
+            return TypeAdapter(cls).validate_python(_known_version(folder / "run.json"))
+        except ValueError as problem:
+            raise error(f"the record {folder / 'run.json'}", "that of an xai run", f"a damaged one: {_fault(problem)}",
+                        "Make it again") from problem
 
 
 @cache
@@ -208,7 +216,34 @@ def json_schema() -> dict[str, Any]:
             return {"type": "object", "properties": reference, "required": list(reference), "title": "array reference"}
 
     document: dict[str, Any] = _adapter().json_schema(schema_generator=Schema)
+    document["properties"]["schema_version"] = {"const": SCHEMA_VERSION, "type": "integer", "title": "Schema Version"}
+    document["required"].append("schema_version")
+    for definition in document["$defs"].values():  # a panel without its kind could be taken for another
+        if "kind" in definition["properties"]:
+            definition["required"] = sorted({*definition["required"], "kind"})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+
+
+def _known_version(path: Path) -> dict[str, Any]:
+    """The JSON object of a record; raises XaiError where its schema version is missing or newer than this code."""
+    record = read_json(path)
+    version = record.get("schema_version", 0) if isinstance(record, dict) else 0
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise error(f"the record {path}", f"of schema version 1 to {SCHEMA_VERSION}", version,
+                    "Read it with the version of xai that wrote it, or a newer one")
+    return record  # type: ignore[no-any-return]  # a dict by the line above
+
+
+def _fault(problem: ValueError) -> str:
+    """The first thing that is wrong, in a line; of the ten panel kinds only the one that the record names counts."""
+    found: list[Any] = getattr(problem, "errors", list)()
+    if not found:
+        return str(problem)
+    other = {e["loc"][:-1] for e in found if e["loc"][-1:] == ("kind",)}
+    first = next((e for e in found if e["loc"][:3] not in other), None)
+    if first is None:
+        return f"{'.'.join(map(str, found[0]['loc'][:2]))} is of no known kind"
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
 
 
 def dump_json(value: Any) -> str:
@@ -221,18 +256,18 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file; raises XaiError where it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise error("the folder", f"one that xai wrote, with a {path.name}", path.parent,
                     "Name a folder under xai-out") from None
     except (OSError, ValueError) as problem:
-        raise error(f"the record {path}", "readable JSON", type(problem).__name__, str(problem)) from problem
+        raise error(f"the record {path}", "readable JSON", f"a damaged file ({problem})", "Make it again") from problem
 
 
 def _plain(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The JSON form of dataclasses, containers and numbers; arrays go to `arrays` under their dotted path."""
     if isinstance(value, np.ndarray):
-        arrays[name] = np.ascontiguousarray(value)
-        return {"array": name, "dtype": str(value.dtype), "shape": list(value.shape)}
+        arrays[name] = own = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+        return {"array": name, "dtype": str(own.dtype), "shape": list(own.shape)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name), f"{name}.{f.name}".lstrip("."), arrays)
                 for f in dataclasses.fields(value)}
@@ -248,19 +283,32 @@ def _plain(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _fill(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The inverse of `_plain` for array references."""
+    """The inverse of `_plain` for array references; ValueError where the arrays are not those that were written."""
     if isinstance(value, dict):
         if set(value) == {"array", "dtype", "shape"}:
-            return arrays[value["array"]]
+            found = arrays.get(str(value["array"]))
+            if found is None or [str(found.dtype), list(found.shape)] != [value["dtype"], value["shape"]]:
+                there = "missing" if found is None else f"{found.dtype} of shape {list(found.shape)}"
+                wanted = f"{value['dtype']} of shape {value['shape']}"
+                raise ValueError(f"the array {value['array']} is {there}, not {wanted}")
+            return found
         return {k: _fill(v, arrays) for k, v in value.items()}
     return [_fill(v, arrays) for v in value] if isinstance(value, list) else value
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write named arrays as safetensors (no code can hide in it)."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    save_file(arrays, path)
+    try:
+        save_file(arrays, path)
+        path.chmod(0o644)  # save_file lets nobody else read it
+    except SafetensorError as problem:  # so it tells that the disk is full
+        told = re.search(r"os error (\d+)", str(problem))
+        if told is None:
+            raise
+        raise OSError(int(told[1]), os.strerror(int(told[1]))) from problem
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -279,22 +327,53 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` when the block ends well, and vanishes when it does not.
 
     An older folder is moved aside first, so a reader sees the old one, none, or the new one, never half of either.
-    Raises XaiError where the place cannot be written or the disk is full.
+    Raises XaiError where the place cannot be written, the disk is full, or the folder holds files but no record.
     """
     folder = Path(folder)
+    folder = folder.resolve() if folder.is_symlink() else folder
     new: Path | None = None
+    above = [parent for parent in folder.parents if not parent.exists()]
     try:
+        _refuse_foreign(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", suffix=".part", dir=folder.parent))
         new.chmod(0o755)
         yield new
         _swap(new, folder)
     except OSError as problem:
-        raise XaiError(f"the output folder must be writable; got {folder}: {problem.strerror or problem}. "
-                       "Name another place with --out, or make room there.") from problem
+        raise _unwritable(folder, problem) from problem
     finally:
         if new is not None:
             shutil.rmtree(new, ignore_errors=True)
+        for parent in above:  # those made for nothing
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def check_place(folder: Path) -> None:
+    """Raise XaiError now for a place that `atomic_folder` would refuse after all the work."""
+    try:
+        _refuse_foreign(folder)
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(20, "a file of that name stands there")
+        nearest = next(parent for parent in folder.absolute().parents if parent.exists())
+        with tempfile.TemporaryDirectory(prefix=".xai-", dir=nearest):
+            pass
+    except OSError as problem:
+        raise _unwritable(folder, problem) from problem
+
+
+def _unwritable(folder: Path, problem: OSError) -> XaiError:
+    return XaiError(f"the output folder must be writable; got {folder}: {problem.strerror or problem}. "
+                    "Name another place with --out, or make room there.")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A folder is replaced whole: one with other people's files must never be."""
+    ours = any((folder / name).exists() for name in ("result.json", "run.json"))
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise error("the output folder", "new, empty, or one that xai wrote", f"{folder}, which holds other files",
+                    "Name another place with --out")
 
 
 def _swap(new: Path, folder: Path) -> None:
@@ -307,7 +386,7 @@ def _swap(new: Path, folder: Path) -> None:
     os.replace(folder, aside)
     try:
         os.replace(new, folder)
-    except OSError:
+    except BaseException:  # Ctrl-C too must not cost the older one
         os.replace(aside, folder)
         raise
     shutil.rmtree(aside, ignore_errors=True)
