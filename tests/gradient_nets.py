@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from xai.analyzer import Attribution
 from xai.batch import Batch
 from xai.images import load_images
-from xai.model import Model
+from xai.model import PRECISIONS, Model
 from xai.panels import Number
 from xai.targets import Target
 
@@ -40,6 +40,7 @@ def conv_net(bias: bool = True, activation: type[nn.Module] = nn.ReLU, channels:
 
 
 def made(net: nn.Module, *, size: int = 6, channels: int = 3, precision: str = "float64") -> Model:
+    net.to(PRECISIONS[precision])  # in place: the tests run the network beside the model
     return Model(net, mean=[0.4] * channels, std=[0.3] * channels, size=size, channels=channels, precision=precision)
 
 

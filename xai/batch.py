@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +47,14 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def singles(self) -> Iterator[Batch]:
+        """Each picture as a batch of its own, for the same layers."""
+        for i, image in enumerate(self.images):
+            ready = Prepared(self.inputs[i], self.seen[i], self.frames[i])
+            one = Batch(self.model, [image], [ready], self.seed, [self.truth[i]], self.chunk)
+            one.want(*self._wanted)
+            yield one
 
     def boxes(self, i: int) -> np.ndarray | None:
         """The boxes (k, 4) of picture i in the input's pixels, or None."""
@@ -105,9 +113,7 @@ class Batch:
         key = (view, id(bound))
         if key not in self._gradients:
             with torch.enable_grad():
-                score = bound(output).sum()
-                found = torch.autograd.grad(score, self._captured[view], retain_graph=True, allow_unused=True)[0] \
-                    if score.requires_grad else None
+                found = self._back(bound(output), self._captured[view], keep=True)
             self.model.cost.backwards += len(self)
             if found is None:
                 raise error(f"the layer {view.name!r}", "one that the target's gradient reaches",
@@ -126,12 +132,20 @@ class Batch:
         with torch.enable_grad():
             leaf = inputs.detach().clone().requires_grad_()
             score = bound(self.model.run(leaf))
-            gradient = torch.autograd.grad(score.sum(), leaf, allow_unused=True)[0] if score.requires_grad else None
+            gradient = self._back(score, leaf)
         self.model.cost.backwards += len(inputs)
         if gradient is None:
             raise error("the model", "differentiable for this method", "an output that no gradient reaches",
                         "Use a method that needs only forwards: `xai methods list` names them")
         return score.detach(), gradient
+
+    def _back(self, score: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor | None:
+        """d(sum of scores)/d(leaf), None where none reaches it; keep: the graph serves another target."""
+        if not score.requires_grad:
+            return None
+        found: tuple[Tensor | None, ...] = self.model.told(
+            lambda: torch.autograd.grad(score.sum(), leaf, retain_graph=keep, allow_unused=True), leaf)
+        return found[0]
 
     def _forward(self) -> Tensor:
         if self._graph is not None:

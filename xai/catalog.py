@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.metadata
 from collections.abc import Iterator
@@ -132,24 +133,25 @@ def make(methods: list[str], settings: dict[str, str]) -> list[Any]:
     XaiError.
     """
     classes = {name: find(name) for name in dict.fromkeys(methods)}
+    fields = {name: {f.name: f for f in dataclasses.fields(cls)} for name, cls in classes.items()}
     chosen: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, text in settings.items():
         method, _, field = key.rpartition(".")
         if method and method not in classes:
             raise error("a setting", f"for a requested method ({', '.join(classes)})", f"{key}={text}",
                         did_you_mean(method, classes) or "Drop it")
-        holders = [name for name, cls in classes.items() if method in ("", name) and field in cls.__dataclass_fields__]
+        holders = [name for name in classes if method in ("", name) and field in fields[name]]
         if not holders:
-            known = sorted({f"{n}.{f}" for n, cls in classes.items() for f in cls.__dataclass_fields__})
+            known = sorted({f"{n}.{f}" for n in classes for f in fields[n]})
             raise error("a setting", f"one of {', '.join(known) or 'none (these methods have no parameters)'}",
                         f"{key}={text}", did_you_mean(key, known) or "`xai methods info NAME` lists them")
         for name in holders:
-            chosen[name][field] = _value(text, classes[name].__dataclass_fields__[field], f"{name}.{field}")
+            chosen[name][field] = _value(text, fields[name][field], f"{name}.{field}")
     return [cls(**chosen[name]) for name, cls in classes.items()]
 
 
 def _value(text: str, field: Any, name: str) -> Any:
-    kind = str(field.type)
+    kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)  # text or a type, as it was written
     try:
         if kind.startswith("bool"):
             return {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}[text.lower()]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xai import seeds
 from xai.batch import Batch
 from xai.errors import XaiError, error
-from xai.fast import Fast, fast_form, freeze
+from xai.fast import Fast, fast_form, freeze, moved
 from xai.heads import Head, resolve_head
 from xai.images import Image, Images, load_images
 from xai.layers import LayerView
@@ -89,7 +89,7 @@ class Model:
         if first is not None and precision is None and first.is_floating_point():
             dtype = first.dtype
         if self._module is not None and (device is not None or precision is not None):
-            self._module = self._module.to(place, dtype)
+            self._module = moved(self._module, place, dtype)
         return place, dtype
 
     # --- identity ---
@@ -141,12 +141,25 @@ class Model:
         """One counted forward in the caller's grad mode, in the fast form unless a module is given."""
         self.cost.forwards += len(inputs)
         call: Any = module if module is not None else self._call if self._call is not None else self.fast.module
-        output = self._told(lambda: call(inputs), inputs)
+        own = call is self._module  # the caller's network, as it cannot be copied: perhaps it is in training mode
+        with self._kept() if own else contextlib.nullcontext():
+            if own:
+                call.eval()
+            return self._read(self.told(lambda: call(inputs), inputs))
+
+    def _read(self, output: Any) -> Tensor:
+        """What the head holds; the first output tells what that is."""
         if self._head is None:
             self._head = resolve_head(output, self.options["head"], self.options["output"])
+            classes = self._head.size
+            if self.labels is not None and self._head.kind == "classes" and len(self.labels) != classes:
+                self.notes.append(f"{len(self.labels)} class names were given for {classes} classes: "
+                                  "the names are left out")
+                self.labels = None
         return self._head.read(output)
 
-    def _told(self, call: Callable[[], Any], inputs: Tensor) -> Any:
+    def told(self, call: Callable[[], Any], inputs: Tensor) -> Any:
+        """What the call, a pass of the network, gives; a failure becomes a sentence."""
         try:
             return call()
         except XaiError:
@@ -166,7 +179,7 @@ class Model:
             assert self._module is not None
             with self._kept():
                 self._module.eval()
-                self._fast = self._told(lambda: fast_form(self._module, self.example()), self.example())  # type: ignore[arg-type]  # asserted above
+                self._fast = self.told(lambda: fast_form(self._module, self.example()), self.example())  # type: ignore[arg-type]  # asserted above
                 freeze(self._fast.module) if self._fast.module is not self._module else None
         return self._fast
 
@@ -197,8 +210,8 @@ class Model:
                 if self._head is None:
                     with torch.no_grad():
                         self._probe(example)
-                self._views[key] = resolve_layer(self._module, example, self._top_score, name,
-                                                 grid=self.options["grid"])
+                self._views[key] = self.told(lambda: resolve_layer(
+                    self._module, example, self._top_score, name, grid=self.options["grid"]), example)  # type: ignore[arg-type]  # asserted above
         return self._views[key]
 
     def _top_score(self, output: Any) -> Tensor:
@@ -215,13 +228,7 @@ class Model:
         with self._kept():
             if self._module is not None:
                 self._module.eval()
-            output = self._told(lambda: call(example), example)
-        self._head = resolve_head(output, self.options["head"], self.options["output"])
-        classes = self._head.size
-        if self.labels is not None and self._head.kind == "classes" and len(self.labels) != classes:
-            self.notes.append(f"{len(self.labels)} class names were given for {classes} classes: "
-                              "the names are left out")
-            self.labels = None
+            self._read(self.told(lambda: call(example), example))
 
     def embed(self, source: str) -> Tensor:
         """The head's output (1, size) for one picture, for embedding targets."""
@@ -309,9 +316,7 @@ class Model:
     def _count(self, _: nn.Module, args: Any, output: Any) -> None:
         n = len(args[0]) if args and isinstance(args[0], Tensor) else 1
         self.cost.forwards += n
-        if self._head is None:  # not self.head, whose own forward would come here again
-            self._head = resolve_head(output, self.options["head"], self.options["output"])
-        value = self._head.read(output)
+        value = self._read(output)
         if value.requires_grad:
             value.register_hook(lambda g: setattr(self.cost, "backwards", self.cost.backwards + len(g)))  # type: ignore[no-untyped-call]  # torch's own gap
 
@@ -321,15 +326,18 @@ class Model:
             yield
             return
         modules = list(self._module.modules())
-        training = [m.training for m in modules]
+        training = [(m.training, dict(m._buffers)) for m in modules]
         hooks = [{k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks") and hasattr(v, "copy")}
                  for m in modules]
         grads = [(p, p.requires_grad, p.grad) for p in self._module.parameters()]
+        for p, _, _ in grads:
+            p.grad = None  # a backward adds to what is there, in place
         try:
             yield
         finally:
-            for m, was, saved in zip(modules, training, hooks, strict=True):
+            for m, (was, buffers), saved in zip(modules, training, hooks, strict=True):
                 m.training = was
+                m._buffers.update(buffers)
                 for key, table in saved.items():
                     current = getattr(m, key)
                     current.clear()
@@ -346,10 +354,11 @@ def pick_device(name: str | torch.device) -> torch.device:
     mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    kind = name.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not (index or "0").isdigit():
         raise error("the device", "auto, cpu, cuda or mps", repr(name), "Name one with --device")
-    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not mps):
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (kind == "cuda" and int(index or 0) >= cards) or (kind == "mps" and not mps):
         raise error("the device", "one that this machine and this build of torch have", name, "Use --device auto")
     return torch.device(name)
 

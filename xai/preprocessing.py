@@ -83,16 +83,19 @@ class Preprocessing:
     def describe(self) -> str:
         """One line for the page."""
         h, w = self.size
-        how = f"resized to {h}x{w}" if self.crop == "squash" else f"short side {self.short_side()}, centre crop {h}x{w}"
+        short = self.short_side()
+        scaled = f"short side {short}" if short else "resized until it fills"
+        how = f"resized to {h}x{w}" if self.crop == "squash" else f"{scaled}, centre crop {h}x{w}"
         if self.mean is None or self.std is None:
             return f"{how} ({self.interpolation}); mean and std not known"
         numbers = "; ".join(f"{n} {', '.join(f'{v:g}' for v in vs)}"
                             for n, vs in (("mean", self.mean), ("std", self.std)))
         return f"{how} ({self.interpolation}, antialiased); range {self.range[0]:g} to {self.range[1]:g}; {numbers}"
 
-    def short_side(self) -> int:
-        """Short side before the crop."""
-        return self.resize if self.resize is not None else max(self.size)
+    def short_side(self) -> int | None:
+        """Short side before the crop; None where a frame that is not square is just filled."""
+        square = self.size[0] == self.size[1]
+        return self.resize if self.resize is not None else self.size[0] if square else None
 
     def __call__(self, image: Image) -> Prepared:
         """Prepare one picture; raises XaiError where its channels do not fit or the normalisation is not known."""
@@ -142,11 +145,10 @@ class Preprocessing:
         h, w = self.size
         if self.crop == "squash":
             return self._resized(values, h, w), Frame(0, 0, width / w, height / h)
-        short = self.short_side()
-        scale = short / min(height, width)
+        short = self.short_side() or 0
         # torchvision's rule: the long side is cut, not rounded, to a whole number
         new_h, new_w = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
-        if new_h < h or new_w < w:  # a frame that is not square, or a crop larger than the resized picture: enlarge
+        if new_h < h or new_w < w:  # no short side is given, or the crop is larger than the resized picture: fill it
             scale = max(h / height, w / width)
             new_h, new_w = max(h, round(height * scale)), max(w, round(width * scale))
         values = self._resized(values, new_h, new_w)
@@ -159,7 +161,7 @@ class Preprocessing:
             return values
         smooth = self.interpolation != "nearest"
         out = torch.nn.functional.interpolate(values[None], (height, width),
-                                              mode=self.interpolation if smooth else "nearest",
+                                              mode=self.interpolation if smooth else "nearest-exact",  # as PIL does
                                               align_corners=False if smooth else None, antialias=smooth)[0]
         return out if out.dtype == torch.uint8 else out.clamp(0, 1)
 

@@ -3,72 +3,20 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xai import catalog
-from xai.analyzer import Analyzer, Attribution, Progress, Sheet, attribute, precision_name
+from xai.analyzer import Analyzer, Attribution, Progress, Sheet, attribute, precision_name, sheets_of
+from xai.ask import DEFAULT_METHOD, DEFAULT_MODEL, Ask, analyzers_of, none_usable, pictures_of, replay, several
 from xai.errors import XaiError, error
-from xai.images import Images, load_images
+from xai.images import Images
 from xai.job import Job, chunks, run_id
 from xai.model import Model
-from xai.result import Failure, Result, Run, atomic_folder
-from xai.subject import Subject, as_model, as_targets
+from xai.result import Failure, Result, Run, atomic_folder, check_place
+from xai.subject import Subject, as_targets
 from xai.targets import Target
-
-DEFAULT_MODEL, DEFAULT_METHOD = "xai:photo20", "gradcam"
-FORMATS = ("npy", "png", "overlay")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ask:
-    """What a person asked for, before any loading. `weights`: one for all, or one each. `save`: npy, png, overlay."""
-
-    models: tuple[Any, ...]
-    images: tuple[Any, ...] = ()
-    methods: tuple[str, ...] = (DEFAULT_METHOD,)
-    target: Any = "top1"
-    settings: Mapping[str, str] = field(default_factory=dict)
-    weights: tuple[str, ...] = ()
-    device: str = "auto"
-    precision: str | None = None
-    seed: int = 0
-    memory_bytes: int | None = None
-    chunk: int | None = None
-    save: tuple[str, ...] = ()
-    command: str = ""
-
-    def __post_init__(self) -> None:
-        for name in self.save:
-            if name not in FORMATS:
-                raise error("--save", f"one or more of {', '.join(FORMATS)}", repr(name), "Separate several by commas")
-        if len(self.weights) > 1 and len(self.weights) != len(self.models):
-            raise error("--weights", f"given once, or once for each of the {len(self.models)} models",
-                        f"{len(self.weights)} times", "Give them in the order of the models")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise error("the seed", "a whole number from 0", self.seed, "Give one with --seed")
-
-    def model(self, i: int) -> Model:
-        """Load model i."""
-        weights = self.weights[i % len(self.weights)] if self.weights else None
-        return as_model(self.models[i], **({"weights": weights, "device": self.device, "precision": self.precision,
-                                            "seed": self.seed} if isinstance(self.models[i], str) else {}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRow:
-    """One line of a plan: what it is and what it will cost, in passes over one picture each."""
-
-    model: str
-    method: str
-    target: str
-    pictures: int
-    forwards: int
-    backwards: int
-    checks: int
 
 
 @dataclass(kw_only=True)
@@ -102,7 +50,7 @@ def explain(models: Any = DEFAULT_MODEL, images: Any = None, methods: str | Sequ
     of several pictures the bad ones are named in `.failures` instead.
     """
     names = methods.split(",") if isinstance(methods, str) else methods
-    ask = Ask(models=_several(models), images=_several(images), methods=tuple(n.strip() for n in names if n.strip()),
+    ask = Ask(models=several(models), images=several(images), methods=tuple(n.strip() for n in names if n.strip()),
               target=target, **options)
     return run(ask, out, progress)
 
@@ -110,19 +58,22 @@ def explain(models: Any = DEFAULT_MODEL, images: Any = None, methods: str | Sequ
 def analyze(method: str, models: Any = (), data: Any = None, *, out: str | Path | None = None,
             **options: Any) -> Explanation:
     """Run one analyzer of any kind on models and data; see `explain` for the arguments."""
-    ask = Ask(models=_several(models), images=_several(data), methods=(method,), **options)
+    ask = Ask(models=several(models), images=several(data), methods=(method,), **options)
     return run(ask, out)
 
 
 def run(ask: Ask, out: str | Path | None = None, progress: Progress | None = None,
         automatic: Path | None = None) -> Explanation:
     """Do what was asked. `out`: the folder to write; `automatic`: the parent of a new one with a telling name."""
-    analyzers = _analyzers(ask)
+    if out is not None or automatic is not None:
+        check_place(Path(out) if out is not None else automatic / "new")  # type: ignore[operator]  # not None here
+    analyzers = analyzers_of(ask)
     targets, failures = as_targets(ask.target), list[Failure]()
-    images = _pictures(ask, failures)
+    images = pictures_of(ask, failures)
     done = Explanation(failures=failures)
     jobs: list[Job] = []
     problems: list[XaiError] = []
+    trouble: BaseException | None = None
     try:
         for i in range(max(1, len(ask.models))):
             for piece in _one_model(ask, i, analyzers, images, targets, failures,
@@ -132,38 +83,19 @@ def run(ask: Ask, out: str | Path | None = None, progress: Progress | None = Non
                 else:
                     done.results.append(piece[0])
                     jobs += piece[1]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as stop:  # Ctrl-C, or a bug: what is finished is written all the same
         if not done.results:
             raise
-        done.interrupted = True
+        done.interrupted, trouble = True, None if isinstance(stop, KeyboardInterrupt) else stop
     if not done.results:
-        raise problems[0] if problems else XaiError(
-            f"the pictures must be usable; got none that is. {failures[0].sentence}" if failures else
-            "no picture was given. Name one.")
+        raise problems[0] if problems else none_usable(failures) if failures else XaiError(
+            "the pictures must be named; got none. Name a picture, a folder or sample:chelsea.")
     if out is not None or automatic is not None:
         done.folder = Path(out) if out is not None else automatic / _folder_name(done, run_id(jobs))  # type: ignore[operator]  # not None here
         write(done, done.folder, ask.save)
+    if trouble is not None:
+        raise trouble
     return done
-
-
-def plan(ask: Ask) -> list[PlanRow]:
-    """What `run` would do and cost; loads the models and looks at the pictures, runs nothing."""
-    analyzers, targets = _analyzers(ask), as_targets(ask.target)
-    images = _pictures(ask, [])
-    rows = []
-    for i in range(len(ask.models)):
-        model = ask.model(i)
-        n = len(images) if images is not None else 0
-        rows.append(PlanRow(model=model.spec, method="(shared forward)", target="", pictures=n, forwards=n,
-                            backwards=0, checks=0))
-        for analyzer in analyzers:
-            per = analyzer.passes()
-            for target in targets:
-                checked = isinstance(analyzer, Attribution) and analyzer.checked_by_class() and target.function is None
-                rows.append(PlanRow(model=model.spec, method=analyzer.name(), target=target.text, pictures=n,
-                                    forwards=round(per.forwards * n), backwards=round(per.backwards * n),
-                                    checks=round(per.backwards * n) if checked else 0))
-    return rows
 
 
 def write(done: Explanation, folder: Path, save: Sequence[str] = ()) -> None:
@@ -183,46 +115,6 @@ def write(done: Explanation, folder: Path, save: Sequence[str] = ()) -> None:
         page.write(new)
 
 
-def _analyzers(ask: Ask) -> list[Any]:
-    if not ask.methods:
-        raise error("the method", "one of those that `xai methods list` shows", "none", "Name one with --method")
-    analyzers = catalog.make(list(ask.methods), dict(ask.settings))
-    if len(analyzers) > 1 and not all(isinstance(a, Attribution) for a in analyzers):
-        other = next(a.name() for a in analyzers if not isinstance(a, Attribution))
-        raise error("several methods in one command", "methods that look at pictures one by one", other,
-                    f"Run it alone: xai analyze {other}")
-    if any(isinstance(a, Attribution) for a in analyzers) and not ask.models:
-        raise error("the model", "named", "none", "Name one with --model")
-    return analyzers
-
-
-def _pictures(ask: Ask, failures: list[Failure]) -> Images | None:
-    """All pictures in order; of several the bad ones go to `failures`, a single bad one raises."""
-    if not ask.images:
-        return None
-    loaded: list[Images] = []
-    for source in ask.images:
-        try:
-            loaded.append(source if isinstance(source, Images) else load_images(source))
-        except XaiError as problem:
-            if len(ask.images) == 1:
-                raise
-            failures.append(Failure(name=str(source), sentence=str(problem)))
-    if not loaded:
-        raise XaiError(failures[0].sentence)
-    images = loaded[0]
-    for more in loaded[1:]:
-        images = images + more
-    if len(images) + len(failures) == 1:
-        images[0]
-        return images
-    good, bad = images.good()
-    failures += [Failure(name=name, sentence=said) for name, said in bad]
-    if not len(good):
-        raise XaiError(failures[0].sentence)
-    return good
-
-
 def _one_model(ask: Ask, i: int, analyzers: Sequence[Any], images: Images | None, targets: Sequence[Target],
                failures: list[Failure], progress: Progress | None) -> Iterator[tuple[Result, list[Job]] | XaiError]:
     alone = len(ask.models) * len(analyzers) == 1
@@ -232,25 +124,42 @@ def _one_model(ask: Ask, i: int, analyzers: Sequence[Any], images: Images | None
         if not isinstance(analyzers[0], Attribution):
             if i == 0:
                 everything = Subject(models + tuple(ask.model(k) for k in range(1, len(ask.models))), *_rest(subject))
-                result = analyzers[0](everything, progress, ask.command or _replay(ask))
+                result = analyzers[0](everything, progress, ask.command or replay(ask))
                 yield result, [_job(ask, m, analyzers[0], "", ()) for m in everything.models]
             return
-        sheets = attribute(analyzers, subject, progress,
-                           failures if images is not None and len(images) > 1 else None, ask.chunk)
+        sheets = sheets_of(analyzers, subject)
+        stopped: BaseException | None = None
+        try:
+            several = images is not None and len(images) > 1
+            attribute(sheets, subject, progress, failures if several else None, ask.chunk)
+        except XaiError:
+            raise
+        except (KeyboardInterrupt, Exception) as stop:
+            stopped = stop
     except XaiError as problem:
         if len(ask.models) < 2:
             raise
         failures.append(Failure(name=str(ask.models[i]), sentence=str(problem)))
         yield problem
         return
-    for sheet in sheets.values():
-        if sheet.problem is not None:
-            if alone and len(targets) == 1:
+    for sheet in sheets:
+        if sheet.problem is not None and not sheet.leaves:
+            if alone and len(targets) == 1 and stopped is None:
                 raise sheet.problem
-            failures.append(Failure(name=f"{sheet.analyzer.name()} on {sheet.model.spec}", sentence=str(sheet.problem)))
             yield sheet.problem
-        elif sheet.images or not sheet.target.unless:
-            yield sheet.result(ask.command or _replay(ask), ask.seed), list(_jobs(ask, sheet))
+        elif sheet.leaves or not (sheet.target.unless or stopped):
+            yield sheet.result(ask.command or replay(ask), ask.seed), list(_jobs(ask, sheet))
+        if sheet.problem is not None:
+            failures.append(_lost(sheet))
+    if stopped is not None:
+        raise stopped
+
+
+def _lost(sheet: Sheet) -> Failure:
+    """What a method could not do, and on which pictures where others have their map."""
+    some = f", {len(sheet.lost)} of {len(sheet.lost) + len(sheet.leaves)} pictures ({', '.join(sheet.lost[:3])}" \
+           f"{', ...' if len(sheet.lost) > 3 else ''})" if sheet.leaves else ""
+    return Failure(name=f"{sheet.analyzer.name()} on {sheet.model.spec}{some}", sentence=str(sheet.problem))
 
 
 def _rest(subject: Subject) -> tuple[Any, ...]:
@@ -313,22 +222,3 @@ def _run_title(done: Explanation) -> str:
     methods = several([r.title for r in done.results], "methods")
     models = several([m.spec for r in done.results for m in r.models], "models")
     return f"{methods} on {models}: {several([i.name for r in done.results for i in r.images], 'pictures')}"
-
-
-def _replay(ask: Ask) -> str:
-    """The command line that does the same, or, where a model or picture has no name, the Python call."""
-    if not all(isinstance(v, str) for v in (*ask.models, *ask.images, ask.target)):
-        shape: Callable[[Any], str] = lambda v: repr(v) if isinstance(v, str) else f"<{type(v).__name__}>"  # noqa: E731
-        return (f"xai.explain({', '.join(map(shape, ask.models))}, {', '.join(map(shape, ask.images))}, "
-                f"{','.join(ask.methods)!r}, target={shape(ask.target)}, seed={ask.seed})")
-    words = ["xai", "explain", *ask.images, *(w for m in ask.models for w in ("--model", m)),
-             "--method", ",".join(ask.methods), "--target", ask.target, "--seed", str(ask.seed),
-             *(w for f in ask.weights for w in ("--weights", f)),
-             *(w for k, v in ask.settings.items() for w in ("--set", f"{k}={v}"))]
-    return shlex.join(words)
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)

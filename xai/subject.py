@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import nn
+
 from xai.errors import error
 from xai.images import Images, load_images
 from xai.model import Model
@@ -45,9 +48,8 @@ def as_model(model: Any, **options: Any) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, str):
-        return load(model, **options)
-    from torch import nn
-
+        with torch.inference_mode(False):  # in the caller's the weights would never take part in a gradient
+            return load(model, **options)
     if isinstance(model, nn.Module):
         return Model(model)
     raise error("the model", "a spec, a torch module or an xai.Model", type(model).__name__, "See `xai models list`")

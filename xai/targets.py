@@ -98,10 +98,19 @@ class Target:
         if self.text == "label":
             return torch.tensor([_truth(t, labels, count) for t in _known(truth, n)], device=output.device), None
         if " - " in self.text and find_class(self.text, labels, count) is None:
-            left, right = (Target(side.strip())._classes(output, labels, truth)[0]
-                           for side in self.text.split(" - ", 1))
+            left, right = (Target(side)._classes(output, labels, truth)[0] for side in _sides(self.text, labels, count))
             return left, right
         return torch.full((n,), need_class(self.text, labels, count), device=output.device), None
+
+
+def _sides(text: str, labels: Labels, count: int) -> tuple[str, str]:
+    """The two sides of a contrast; a minus with blanks may also be part of a class name."""
+    parts = text.split(" - ")
+    for i in range(1, len(parts)):
+        left, right = (" - ".join(side).strip() for side in (parts[:i], parts[i:]))
+        if all(" - " not in side or find_class(side, labels, count) is not None for side in (left, right)):
+            return left, right
+    raise error("a contrast", 'of two sides, "a - b"', repr(text), "Name two classes")
 
 
 def parse_targets(text: str) -> list[Target]:
@@ -188,7 +197,7 @@ def _mask(output: Tensor, rest: str, labels: Labels) -> Bound:
                     f"an output of shape {tuple(output.shape)}", "Name a class instead")
     winner = output.argmax(1)
     if rest:
-        chosen = torch.full((len(output),), need_class(rest if rest[0] not in "0123456789" else f"class:{rest}", labels,
+        chosen = torch.full((len(output),), need_class(f"class:{rest}" if rest.isdigit() else rest, labels,
                                                        output.shape[1]), device=output.device)
     else:
         chosen = torch.stack([row.flatten().bincount(minlength=output.shape[1]).argmax() for row in winner])

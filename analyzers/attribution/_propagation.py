@@ -242,7 +242,9 @@ def parts(batch: Batch, target: Bound, size: int) -> Iterator[tuple[slice, Bound
 
 def backward(batch: Batch, score: Tensor, leaves: Sequence[Tensor], method: str, instead: str) -> tuple[Tensor, ...]:
     """d(sum of scores)/d(each leaf), zeros where none reaches one; XaiError where the first is not reached at all."""
-    found = torch.autograd.grad(score.sum(), list(leaves), allow_unused=True) if score.requires_grad else (None,)
+    found: tuple[Tensor | None, ...] = (None,)
+    if score.requires_grad:
+        found = batch.model.told(lambda: torch.autograd.grad(score.sum(), list(leaves), allow_unused=True), leaves[0])
     if found[0] is None:
         raise error("the network", f"one that {method} has a way through", "an output that no gradient reaches",
                     f"Use {instead}")

@@ -1,0 +1,124 @@
+"""What a person asked for, before anything is loaded, and the first steps from there: analyzers, models, pictures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xai import catalog
+from xai.analyzer import Attribution
+from xai.errors import XaiError, error
+from xai.images import Images, load_images
+from xai.model import Model
+from xai.result import Failure
+from xai.subject import as_model
+
+DEFAULT_MODEL, DEFAULT_METHOD = "xai:photo20", "gradcam"
+FORMATS = ("npy", "png", "overlay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What a person asked for, before any loading. `weights`: one for all, or one each. `save`: npy, png, overlay."""
+
+    models: tuple[Any, ...]
+    images: tuple[Any, ...] = ()
+    methods: tuple[str, ...] = (DEFAULT_METHOD,)
+    target: Any = "top1"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+    device: str = "auto"
+    precision: str | None = None
+    seed: int = 0
+    memory_bytes: int | None = None
+    chunk: int | None = None
+    save: tuple[str, ...] = ()
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.save:
+            if name not in FORMATS:
+                raise error("--save", f"one or more of {', '.join(FORMATS)}", repr(name), "Separate several by commas")
+        if len(self.weights) > 1 and len(self.weights) != len(self.models):
+            raise error("--weights", f"given once, or once for each of the {len(self.models)} models",
+                        f"{len(self.weights)} times", "Give them in the order of the models")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise error("the seed", "a whole number from 0", self.seed, "Give one with --seed")
+
+    def model(self, i: int) -> Model:
+        """Load model i."""
+        weights = self.weights[i % len(self.weights)] if self.weights else None
+        return as_model(self.models[i], **({"weights": weights, "device": self.device, "precision": self.precision,
+                                            "seed": self.seed} if isinstance(self.models[i], str) else {}))
+
+
+def analyzers_of(ask: Ask) -> list[Any]:
+    if not ask.methods:
+        raise error("the method", "one of those that `xai methods list` shows", "none", "Name one with --method")
+    analyzers = catalog.make(list(ask.methods), dict(ask.settings))
+    if len(analyzers) > 1 and not all(isinstance(a, Attribution) for a in analyzers):
+        other = next(a.name() for a in analyzers if not isinstance(a, Attribution))
+        raise error("several methods in one command", "methods that look at pictures one by one", other,
+                    f"Run it alone: xai analyze {other}")
+    if any(isinstance(a, Attribution) for a in analyzers) and not ask.models:
+        raise error("the model", "named", "none", "Name one with --model")
+    return analyzers
+
+
+def pictures_of(ask: Ask, failures: list[Failure]) -> Images | None:
+    """All pictures in order; of several the bad ones go to `failures`, a single bad one raises."""
+    if not ask.images:
+        return None
+    loaded: list[Images] = []
+    for source in ask.images:
+        try:
+            loaded.append(source if isinstance(source, Images) else load_images(source))
+        except XaiError as problem:
+            if len(ask.images) == 1:
+                raise
+            failures.append(Failure(name=str(source), sentence=str(problem)))
+    if not loaded:
+        raise none_usable(failures)
+    images = loaded[0]
+    for more in loaded[1:]:
+        images = images + more
+    if len(images) + len(failures) == 1:
+        images[0]
+        return images
+    good, bad = images.good()
+    failures += [Failure(name=name, sentence=said) for name, said in bad]
+    if not len(good):
+        raise none_usable(failures)
+    return good
+
+
+def none_usable(failures: Sequence[Failure]) -> XaiError:
+    said = " ".join(failure.sentence for failure in failures[:3])
+    more = f" And {len(failures) - 3} more." if len(failures) > 3 else ""
+    return XaiError(f"one of the {len(failures)} pictures must be usable; got none that is. {said}{more}")
+
+
+def replay(ask: Ask) -> str:
+    """The command line that does the same, or, where a model or picture has no name, the Python call."""
+    if not all(isinstance(v, str) for v in (*ask.models, *ask.images, ask.target)):
+        shape: Callable[[Any], str] = lambda v: repr(v) if isinstance(v, str) else f"<{type(v).__name__}>"  # noqa: E731
+        return (f"xai.explain({', '.join(map(shape, ask.models))}, {', '.join(map(shape, ask.images))}, "
+                f"{','.join(ask.methods)!r}, target={shape(ask.target)}, seed={ask.seed})")
+    words = ["xai", "explain", *ask.images, *(w for m in ask.models for w in ("--model", m)),
+             "--method", ",".join(ask.methods), "--target", ask.target, "--seed", str(ask.seed),
+             *(w for f in ask.weights for w in ("--weights", f)),
+             *(w for k, v in ask.settings.items() for w in ("--set", f"{k}={v}")),
+             *(["--device", ask.device] if ask.device != "auto" else []),
+             *(["--precision", ask.precision] if ask.precision else []),
+             *(["--memory", str(ask.memory_bytes)] if ask.memory_bytes else [])]
+    return shlex.join(words)
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return tuple(str(one) if isinstance(one, Path) else one for one in several)

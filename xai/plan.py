@@ -1,0 +1,84 @@
+"""What a run would do and cost, before it is done."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from xai.analyzer import Analyzer, Attribution
+from xai.ask import Ask, analyzers_of, pictures_of
+from xai.batch import Batch
+from xai.errors import XaiError
+from xai.model import Model
+from xai.result import Failure
+from xai.subject import as_targets
+from xai.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """One line of a plan: what it is and what it will cost, in passes over one picture each; `checks`: both kinds, for
+    the health checks."""
+
+    model: str
+    method: str
+    target: str = ""
+    pictures: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    checks: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The lines of a plan, and what could not be done."""
+
+    rows: list[PlanRow] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def plan(ask: Ask) -> Plan:
+    """What `run` would do and cost.
+
+    Loads the models, looks at the pictures, asks the resolver, and runs one forward of the first picture, to see
+    whether the targets fit. Raises XaiError where nothing could be done.
+    """
+    found = Plan()
+    analyzers, targets = analyzers_of(ask), as_targets(ask.target)
+    images = pictures_of(ask, found.failures)
+    alone = len(ask.models) * len(analyzers) * len(targets) == 1
+    for i in range(len(ask.models)):
+        try:
+            model = ask.model(i)
+            batch = next(model.prepare(images[:1])) if images is not None else None
+        except XaiError as problem:
+            if len(ask.models) < 2:
+                raise
+            found.failures.append(Failure(name=str(ask.models[i]), sentence=str(problem)))
+            continue
+        n = len(images) if images is not None else 0
+        rows = [PlanRow(model=model.spec, method="(shared forward)", pictures=n, forwards=n)]
+        for analyzer, target in itertools.product(analyzers, targets):
+            try:
+                rows.append(_row(analyzer, target, model, batch, n))
+            except XaiError as problem:
+                if alone:
+                    raise
+                found.failures.append(Failure(name=f"{analyzer.name()} on {model.spec}", sentence=str(problem)))
+        found.rows.extend(rows if len(rows) > 1 else [])
+    if not found.rows and found.failures:
+        raise XaiError(found.failures[0].sentence)
+    return found
+
+
+def _row(analyzer: Analyzer, target: Target, model: Model, batch: Batch | None, n: int) -> PlanRow:
+    analyzer.check(model)
+    check = None
+    if isinstance(analyzer, Attribution) and batch is not None:
+        batch.want(*analyzer.layers())
+        of_classes = batch.bind(target).classes is not None and batch.output().shape[1] > 1
+        check = analyzer.check_passes() if of_classes else None
+    per = analyzer.passes()
+    return PlanRow(model=model.spec, method=analyzer.name(), target=target.text, pictures=n,
+                   forwards=round(per.forwards * n), backwards=round(per.backwards * n),
+                   checks=round((check.forwards + check.backwards) * n) if check else 0)
