@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +17,15 @@ from xai.cli_lists import methods_app, models_app
 from xai.errors import XaiError, error
 
 if TYPE_CHECKING:
-    from xai.run import Ask, Explanation, PlanRow
+    from xai.ask import Ask
+    from xai.plan import PlanRow
+    from xai.result import Failure
+    from xai.run import Explanation
 
 SLOW = 1.0  # seconds after which a progress bar appears
+CTRL_C = 130
+# What typer raises for a wrong command line: click's ClickException or, newer ones, that of their own copy of click.
+MISUSE: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 EPILOG = ("Pictures: a file, a folder, a Parquet file, sample:NAME. Models: `xai models list`. "
           "Methods: `xai methods list`.")
 
@@ -37,6 +45,13 @@ def _models(incomplete: str) -> list[str]:
     return [name for name in list_models("xai") if name.startswith(incomplete)]
 
 
+def _seed(text: str | int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise error("the seed", "a whole number from 0", repr(text), "Give one with --seed") from None
+
+
 Model = Annotated[list[str], typer.Option("--model", "-m", help="Model spec; repeat for several.",
                                           autocompletion=_models)]
 Method = Annotated[list[str], typer.Option("--method", help="Method, or several separated by commas.",
@@ -51,7 +66,7 @@ Save = Annotated[str, typer.Option("--save", help="Also export maps: npy, png, o
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str, typer.Option("--precision",
                                         help="float32, float64, bfloat16, float16 (default: the weights' own).")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", parser=_seed, metavar="INTEGER")]
 Memory = Annotated[str, typer.Option("--memory", help="Memory budget such as 4G (default: half of what is free).")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -78,7 +93,7 @@ def explain(images: Annotated[list[str], typer.Argument(help="Pictures, folders,
             precision: Precision = "", seed: Seed = 0, memory: Memory = "", open_: Open = False, quiet: Quiet = False,
             json_: Json = False, dry_run: Dry = False) -> None:
     """Explain pictures: where in the image a model saw a class. One page for all pictures, models and methods."""
-    from xai.run import DEFAULT_MODEL
+    from xai.ask import DEFAULT_MODEL
 
     _go(_ask(images, model or [DEFAULT_MODEL], method, target, layer, set_, weights, save, device, precision, seed,
              memory), out, open_, quiet, json_, dry_run)
@@ -116,7 +131,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that xai wrote.
 
 def _ask(images: list[str], model: list[str], method: list[str], target: str, layer: str, settings: list[str],
          weights: list[str], save: str, device: str, precision: str, seed: int, memory: str) -> Ask:
-    from xai.run import Ask
+    from xai.ask import Ask
 
     pairs: dict[str, str] = {"layer": layer} if layer else {}
     for text in settings:
@@ -133,24 +148,36 @@ def _ask(images: list[str], model: list[str], method: list[str], target: str, la
 
 
 def _go(ask: Ask, out: str, open_: bool, quiet: bool, json_: bool, dry_run: bool) -> None:
-    from xai import run
-
     if dry_run:
-        _print_plan(run.plan(ask), json_)
+        from xai.plan import plan
+
+        found = plan(ask)
+        _print_plan(found.rows, json_)
+        _end(found.failures)
         return
+    from xai.run import run
+
     with Progress(quiet or json_) as progress:
-        done = run.run(ask, out or None, progress, automatic=None if out else Path("xai-out"))
+        done = run(ask, out or None, progress, automatic=None if out else Path("xai-out"))
     if json_:
         _print_json(done)
     assert done.folder is not None
     _say_where(done.folder / "index.html", quiet or json_, open_)
-    for failure in done.failures:
-        typer.echo(f"xai: {failure.name}: {failure.sentence}", err=True)
-    if done.interrupted:
-        typer.echo("xai: interrupted; what was finished is written.", err=True)
-        raise typer.Exit(130)
-    if done.failures:
+    _end(done.failures, done.interrupted)
+
+
+def _end(failures: Sequence[Failure], interrupted: bool = False) -> None:
+    """Name what could not be done, and leave with the code that says so."""
+    for failure in failures:
+        _complain(f"{failure.name}: {failure.sentence}")
+    if interrupted:
+        raise Interrupted
+    if failures:
         raise typer.Exit(1)
+
+
+class Interrupted(Exception):
+    """Ctrl-C after something was finished and written."""
 
 
 class Progress:
@@ -193,12 +220,8 @@ def parse_bytes(text: str) -> int | None:
     """4G, 500M or a plain number of bytes; "" is None."""
     if not text:
         return None
-    units = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-    number = text.rstrip("bBiI")
-    try:
-        value = int(float(number.rstrip("kKmMgGtT")) * units.get(number[-1:].lower(), 1))
-    except ValueError:
-        value = 0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip(), re.IGNORECASE)
+    value = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ")) if found else 0
     if value <= 0:
         raise error("--memory", "a size such as 4G or 500M", repr(text), "Give one, or leave it out")
     return value
@@ -255,36 +278,50 @@ def main() -> int:
     """Run the command line and give its exit code: 0, 1 some inputs bad, 2 bad input, 70 a bug of ours, 130 Ctrl-C."""
     # Two OpenMP threads that spin are slower than one; set before torch is imported, and anybody may set it otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import click
-
     try:
         _side_by_side()
-        code = app(standalone_mode=False)
+        code = app(prog_name="xai", standalone_mode=False)
+        if code == CTRL_C:  # how typer tells it; a run that has finished pictures raises Interrupted instead
+            return _interrupted("nothing was written")
         return code if isinstance(code, int) else 0
     except XaiError as problem:
-        typer.echo(f"xai: {problem}", err=True)
+        _complain(problem)
         return 2
-    except click.exceptions.Abort:
-        return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
-    except click.ClickException as problem:
-        problem.show()
-        return problem.exit_code
+    except Interrupted:
+        return _interrupted("what was finished is written")
+    except (typer.Abort, KeyboardInterrupt):
+        return _interrupted("nothing was written")
+    except MISUSE as problem:
+        return _misused(problem)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as problem:  # a bug of ours: one sentence, and the way to the rest
         if "--traceback" in sys.argv:
             raise
-        typer.echo(f"xai: unexpected {type(problem).__name__}: {problem}. This is a bug: please report it with the "
-                   "output of `xai --version`; `xai --traceback ...` shows where.", err=True)
+        _complain(f"unexpected {type(problem).__name__}: {problem}. This is a bug: please report it with the "
+                  "output of `xai --version`; `xai --traceback ...` shows where.")
         return 70
 
 
-def _interrupted() -> int:
-    typer.echo("xai: interrupted; nothing was written.", err=True)
-    return 130
+def _complain(what: object) -> None:
+    """One line on standard error, whatever stands in a file's name."""
+    typer.echo("xai: " + re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", str(what)), err=True)
+
+
+def _misused(problem: Any) -> int:
+    """The sentence for an option or a command that is not there, or the help where nothing was asked."""
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        typer.echo(problem.ctx.get_help())
+        return 0
+    path = problem.ctx.command_path if getattr(problem, "ctx", None) else "xai"
+    _complain(f"{problem.format_message().rstrip('.')}. See `{path} --help`.")
+    return 2
+
+
+def _interrupted(what: str) -> int:
+    _complain(f"interrupted; {what}.")
+    return CTRL_C
 
 
 def _side_by_side() -> None:
