@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from xai.analyzer import Attribution
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.images import load_images
 from xai.model import PRECISIONS, Model

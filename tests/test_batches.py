@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from xai import catalog
-from xai.analyzer import Attribution
+from xai.attribution import Attribution
 from xai.errors import XaiError
 from xai.image_sources import Entry, Raw
 from xai.images import Images, load_images

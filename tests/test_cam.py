@@ -22,7 +22,7 @@ from analyzers.attribution.gradcam_plusplus import GradCAMPlusPlus
 from analyzers.attribution.hirescam import HiResCAM
 from analyzers.attribution.layercam import LayerCAM
 from analyzers.attribution.xgradcam import XGradCAM
-from xai.analyzer import Attribution
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import XaiError
 from xai.images import load_images

@@ -30,8 +30,8 @@ from torch.testing import assert_close
 from reports.export import file_name
 from tests.gradient_nets import Attentive
 from xai import catalog, run, seeds
-from xai.analyzer import Attribution
 from xai.ask import Ask
+from xai.attribution import Attribution
 from xai.errors import XaiError
 from xai.images import Image, Images
 from xai.model import WANTS, Model

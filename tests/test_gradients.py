@@ -22,7 +22,7 @@ from analyzers.attribution.saliency import Saliency
 from analyzers.attribution.smoothgrad import SmoothGrad
 from analyzers.attribution.vargrad import VarGrad
 from tests.gradient_nets import EXACT, SHARED, batch_of, close_to_scale, conv_net, linear_net, made, mapped, pictures
-from xai.analyzer import Attribution
+from xai.attribution import Attribution
 from xai.errors import XaiError
 from xai.model import Model
 from xai.subject import Subject

@@ -142,7 +142,9 @@ def test_the_same_map_for_another_class_fails_whatever_its_scale_and_offset(gain
 
 
 def test_an_antisymmetric_map_is_the_same_places_with_other_signs() -> None:
-    verdict = health.class_sensitive(VALLEY, -VALLEY, "dog", "p")
+    """Where the signs are shown it tells two classes apart; where the absolute value is, it does not."""
+    assert health.class_sensitive(VALLEY, -VALLEY, "dog", "p").passed
+    verdict = health.class_sensitive(VALLEY, -VALLEY, "dog", "p", "abs")
     assert not verdict.passed
     assert "is the same map with its signs turned (correlation -1.000)" in verdict.sentence
     assert plain(verdict)

@@ -39,8 +39,8 @@ def spent(analyzer: LRP, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple
     monkeypatch.setattr(LRP, "_checked", lambda self, batch, *found: seen.append(found))
     mapped(analyzer, batch)
     monkeypatch.undo()
-    values, start, absorbed = seen[0]
-    return values.sum((1, 2, 3)), start, absorbed
+    values, start, absorbed = zip(*seen, strict=True)  # of each picture
+    return torch.cat(values).sum((1, 2, 3)), torch.cat(start), sum(absorbed)
 
 
 @pytest.mark.parametrize("rule", COMPOSITES)

@@ -286,3 +286,10 @@ def test_a_picture_is_not_changed_by_being_prepared() -> None:
     prepared.input.fill_(7)
     prepared.seen[:] = 3
     assert np.array_equal(image.pixels, before)
+
+
+def test_a_picture_far_longer_than_wide_is_refused_before_memory_is() -> None:
+    thin = load_images(torch.zeros(3, 1, 100_000))[0]
+    with pytest.raises(XaiError, match="would become 256 x 25600000 first"):
+        Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, resize=256)(thin)
+    assert Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, crop="squash")(thin).input.shape == (3, 224, 224)

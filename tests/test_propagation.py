@@ -31,7 +31,7 @@ from tests.gradient_nets import (
     pictures,
     unusual,
 )
-from xai.analyzer import Attribution
+from xai.attribution import Attribution
 from xai.errors import XaiError
 from xai.model import Model
 from xai.panels import Number, Text

@@ -301,3 +301,20 @@ def test_taking_pictures_and_scoring_commute(output: Tensor, data: st.DataObject
         taken = bound.take(rows)
         assert_close(taken(output[rows]), bound(output)[rows], rtol=0, atol=0)
         assert taken.names == tuple(bound.names[i] for i in rows)
+
+
+def test_a_name_is_taken_as_it_is_spelled_and_must_be_of_one_class() -> None:
+    """ImageNet has a Cardigan (a dog) and a cardigan (knitwear)."""
+    labels = ("Cardigan", "crane", "cardigan", "crane")
+    assert find_class("Cardigan", labels, 4) == 0
+    assert find_class("cardigan", labels, 4) == 2
+    for text, both in (("CARDIGAN", "0, 2"), ("crane", "1, 3")):
+        with pytest.raises(XaiError, match=f"classes {both} bear. Write class:"):
+            find_class(text, labels, 4)
+
+
+@pytest.mark.parametrize("value", [torch.sum, torch.relu, len], ids=["one for all", "all classes", "no tensor"])
+def test_a_callable_gives_one_number_a_picture(value: Callable[[Tensor], Tensor]) -> None:
+    bound = Target("mine", value).bind(torch.zeros(2, 5))
+    with pytest.raises(XaiError, match="one number a picture"):
+        bound(torch.zeros(2, 5))

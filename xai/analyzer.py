@@ -1,9 +1,10 @@
-"""What an analyzer is, and the one door every attribution goes through: checks, counting, timing, health, record."""
+"""What an analyzer is: a method whose fields are its parameters, and a door that checks, counts, times and records."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,20 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from xai import health
-from xai.batch import Batch
-from xai.errors import XaiError, error
+from xai.errors import error
 from xai.model import Model
-from xai.panels import AnyPanel, Column, Heatmap, Mark, Picture, Table, View
+from xai.panels import AnyPanel
 from xai.provenance import peak_memory, provenance
-from xai.result import Cost, Failure, ImageRecord, Result, Verdict
+from xai.result import Cost, Result
 from xai.subject import Subject
-from xai.targets import Bound, Target, of_classes
 
-Progress = Callable[[int, int], None]
-THUMBNAIL = 320  # pixels of the original's long side that the record keeps
-CHECK = 32  # what the check of one map may cost, in forwards; a backward costs about two
-FEW = 5  # steps or samples of a method's cheaper form: two maps of it cost no more than CHECK
+Progress = Callable[[int, int], None]  # what is done, of how much: in forwards, a backward counted as two
 
 
 def param(default: Any, help: str, *, choices: Sequence[Any] | None = None, low: float | None = None,
@@ -40,6 +35,11 @@ class Passes:
 
     forwards: float = 0
     backwards: float = 0
+
+    @property
+    def work(self) -> float:
+        """In forwards; a backward costs about two."""
+        return self.forwards + 2 * self.backwards
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Analyzer:
             if allowed.get("choices") and value not in allowed["choices"]:
                 raise error(f"{self.name()}.{f.name}", f"one of {', '.join(map(str, allowed['choices']))}", repr(value),
                             f"It is {allowed['help']}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise error(f"{self.name()}.{f.name}", "a finite number", value, f"It is {allowed['help']}")
             low, high = allowed.get("low"), allowed.get("high")
             if isinstance(value, (int, float)) and ((low is not None and value < low)
                                                     or (high is not None and value > high)):
@@ -140,230 +142,6 @@ class Analyzer:
                       panels=panels, cost=cost,
                       provenance=provenance(command, subject.seed, str(place.device) if place else "cpu",
                                             precision_name(place) if place else "float32"))
-
-
-@dataclass(frozen=True)
-class Attribution(Analyzer):
-    """Where in this image: one map a picture. `view`: what of the raw map the method shows (signed, relu, abs)."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"gradients", "images"})
-    view: ClassVar[View] = "signed"
-
-    def maps(self, batch: Batch, target: Bound) -> Maps:
-        """The raw maps (n, h, w) of a batch."""
-        raise error(f"the method {self.name()}", "one with its own maps", "an abstract one",
-                    "Use one from `xai methods list`")
-
-    def layers(self) -> tuple[str, ...]:
-        """The layers whose activations it reads, so that one forward serves all methods."""
-        return (self.layer,) if hasattr(self, "layer") else ()
-
-    def cheaper(self) -> Attribution:
-        """The same method with fewer steps or samples, for checks; itself where it has none to spare."""
-        names = {f.name for f in dataclasses.fields(self)} & {"steps", "samples"}
-        return dataclasses.replace(self, **{name: min(getattr(self, name), FEW) for name in names})
-
-    def check_passes(self) -> Passes | None:
-        """What the check by another class costs a picture: a map for that class and, if the cheaper form makes it, one
-        for the class itself. None where that is more than CHECK."""
-        cheaper = self.cheaper()
-        per, maps = cheaper.passes(), 1 if cheaper == self else 2
-        if maps * (per.forwards + 2 * per.backwards) > CHECK:
-            return None
-        return Passes(maps * per.forwards, maps * per.backwards)
-
-    def __call__(self, subject: Subject, progress: Progress | None = None, command: str = "") -> Result:
-        """Run on one model and pictures; with several targets, the first. Raises XaiError for bad input."""
-        sheet = sheets_of([self], subject)[0]
-        attribute([sheet], subject, progress)
-        if sheet.problem is not None:
-            raise sheet.problem
-        return sheet.result(command, subject.seed)
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One picture's share of a sheet."""
-
-    image: ImageRecord
-    panels: tuple[AnyPanel, ...]
-    verdicts: tuple[Verdict, ...]
-
-
-@dataclass
-class Sheet:
-    """What becomes the Result of one attribution on one model for one target, collected batch by batch.
-
-    `problem` is the first XaiError, `lost` names the pictures that got no map for it, `hopeless` says that none will.
-    """
-
-    analyzer: Attribution
-    model: Model
-    target: Target
-    leaves: list[Leaf] = field(default_factory=list)
-    cost: Cost = field(default_factory=Cost)
-    problem: XaiError | None = None
-    hopeless: bool = False
-    lost: list[str] = field(default_factory=list)
-
-    @property
-    def images(self) -> list[ImageRecord]:
-        """The pictures that have a map."""
-        return [leaf.image for leaf in self.leaves]
-
-    def want(self, batch: Batch) -> None:
-        """Ask the batch for the activations of the method's layers, before its one forward."""
-        batch.want(*self.analyzer.layers())
-
-    def add(self, batch: Batch, common: Sequence[AnyPanel], shared_seconds: float) -> None:
-        """Make the maps of one batch and judge them. Nothing is kept of a batch that raises or is interrupted."""
-        count, started = self.model.cost, time.perf_counter()
-        before = (count.forwards, count.backwards)
-        bound = batch.bind(self.target)
-        maps = self.analyzer.maps(batch, bound)
-        middle, seconds = (count.forwards, count.backwards), time.perf_counter() - started + shared_seconds
-        values, errors = maps.values.detach().float().cpu(), maps.error
-        rival = self._rival(batch, bound, values)
-        panels = [*common, *maps.panels]
-        leaves: list[Leaf] = []
-        for i, (digest, image) in enumerate(zip(batch.hashes, batch.images, strict=True)):
-            if bound.skip and bound.skip[i]:
-                continue
-            label = batch.truth[i]
-            record = ImageRecord(name=image.name, hash=digest, size=image.size, target=bound.names[i],
-                                 label=None if label is None else str(label))
-            heat = Heatmap(
-                key="map", title=f"{self.analyzer.title()}: {bound.names[i]}", picture=digest, values=values[i].numpy(),
-                error=None if errors is None else errors[i].detach().float().cpu().numpy(), view=self.analyzer.view)
-            verdicts = [health.finite(values[i], digest), health.varied(values[i], digest),
-                        health.shown(values[i], self.analyzer.view, digest)]
-            if rival is not None:
-                own, other, names = rival
-                verdicts.append(health.class_sensitive(own[i], other[i], names[i], digest))
-            beside = [p for p in panels if p.picture == digest]
-            leaves.append(Leaf(record, (*beside, heat), tuple(v for v in verdicts if v is not None)))
-        self.cost = dataclasses.replace(
-            self.cost, seconds=self.cost.seconds + seconds,
-            forwards=self.cost.forwards + middle[0] - before[0] + len(batch),
-            backwards=self.cost.backwards + middle[1] - before[1],
-            check_forwards=self.cost.check_forwards + count.forwards - middle[0],
-            check_backwards=self.cost.check_backwards + count.backwards - middle[1])
-        self.leaves += leaves
-
-    def tried(self, batch: Batch, common: Sequence[AnyPanel], shared_seconds: float) -> bool:
-        """Add a batch and say whether that went well; what an XaiError says is noted."""
-        try:
-            self.add(batch, common, shared_seconds)
-        except XaiError as problem:
-            self.problem = self.problem or problem
-            self.lost += [image.name for image in batch.images] if len(batch) == 1 else []
-            return False
-        return True
-
-    def _rival(self, batch: Batch, bound: Bound, values: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]] | None:
-        """Maps (n, h, w) for the class and for the best other class of each picture, with that one's name; both in the
-        method's cheaper form where it has one. None where meaningless, too dear, or no map comes of it."""
-        output = batch.output()
-        if bound.classes is None or output.ndim != 2 or output.shape[1] < 2 or self.analyzer.check_passes() is None:
-            return None
-        first, second = output.topk(2, 1).indices.T
-        other = torch.where(first == bound.classes, second, first)
-        names = tuple(self.model.class_name(c) for c in other.tolist())
-        cheaper = self.analyzer.cheaper()
-        try:
-            own = values if cheaper == self.analyzer else cheaper.maps(batch, bound).values.detach().float().cpu()
-            return own, cheaper.maps(batch, of_classes(other, names)).values.detach().float().cpu(), names
-        except XaiError:  # the map for the class itself is there: it goes without this check
-            return None
-
-    def result(self, command: str, seed: int) -> Result:
-        """The record."""
-        layer = self.analyzer.layers()
-        a = self.analyzer
-        return Result(
-            analyzer=a.name(), version=a.version, title=a.title(), summary=a.section("Yields"),
-            reference=a.section("Reference"), parameters=a.parameters(),
-            models=(self.model.record(layer[0] if layer else None),), images=tuple(self.images),
-            target=self.target.text, panels=tuple(p for leaf in self.leaves for p in leaf.panels),
-            verdicts=tuple(v for leaf in self.leaves for v in leaf.verdicts),
-            cost=dataclasses.replace(self.cost, peak_memory=peak_memory()),
-            provenance=provenance(command, seed, str(self.model.device), precision_name(self.model)))
-
-
-def sheets_of(analyzers: Sequence[Attribution], subject: Subject) -> list[Sheet]:
-    """An empty sheet for every method and target, in that order; one that the model cannot serve has its problem."""
-    model = subject.one_model()
-    sheets = [Sheet(analyzer, model, target) for analyzer in analyzers for target in subject.targets]
-    for sheet in sheets:
-        _guarded(sheet, sheet.analyzer.check, model)
-    return sheets
-
-
-@torch.inference_mode(False)  # what is made in the caller's would never take part in a gradient
-def attribute(sheets: Sequence[Sheet], subject: Subject, progress: Progress | None = None,
-              failures: list[Failure] | None = None, chunk: int | None = None) -> None:
-    """Fill the sheets of several attributions on one model and its pictures, all served by one forward a batch.
-
-    A method that raises XaiError keeps it as its sheet's `problem` and the others go on; it is asked again for each
-    picture of that batch alone, so that what is lost does not depend on the batch. Bad pictures go to `failures`;
-    without that list they raise. What the sheets hold is whole at any moment, also after Ctrl-C.
-    """
-    model, images = subject.one_model(), subject.images
-    if images is None:
-        raise error("the pictures", "given for an attribution", "none", "Name a picture, a folder or sample:chelsea")
-    bad = None if failures is None else lambda name, said: failures.append(Failure(name=name, sentence=said))
-    done = 0
-    for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes, chunk=chunk, bad=bad):
-        _one_batch(sheets, batch)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(images))
-
-
-def _one_batch(sheets: Sequence[Sheet], batch: Batch) -> None:
-    started = time.perf_counter()
-    for sheet in sheets:
-        _guarded(sheet, sheet.want, batch)
-    batch.output()
-    common, shared = picture_panels(batch), time.perf_counter() - started
-    for sheet in sheets:
-        if not sheet.hopeless and not sheet.tried(batch, common, shared) and len(batch) > 1:
-            # one picture must not take its neighbours' maps with it; where none gets a map, none will
-            sheet.hopeless = sum(sheet.tried(one, common, 0.0) for one in batch.singles()) == 0
-
-
-def _guarded(sheet: Sheet, act: Callable[..., None], *args: Any) -> None:
-    if not sheet.hopeless:
-        try:
-            act(*args)
-        except XaiError as problem:
-            sheet.problem, sheet.hopeless = problem, True
-
-
-def picture_panels(batch: Batch) -> list[AnyPanel]:
-    """The original with the outline of what the network saw, what it saw, and what it said: of every picture."""
-    panels: list[AnyPanel] = []
-    output = batch.output()
-    scores = batch.scores() if output.ndim == 2 and output.shape[1] > 1 else None
-    for i, (image, digest) in enumerate(zip(batch.images, batch.hashes, strict=True)):
-        small = image.thumbnail(THUMBNAIL)
-        ratio = small.shape[1] / image.size[1]
-        corners = batch.frames[i].box(*batch.seen[i].shape[:2])
-        box = Mark("box", tuple((x * ratio, y * ratio) for x, y in corners), "what the network saw")
-        panels.append(Picture(key="original", title=image.name, picture=digest, pixels=small,
-                              note=f"{image.size[1]} x {image.size[0]}", marks=(box,)))
-        panels.append(Picture(key="seen", title="what the network saw", picture=digest, pixels=batch.seen[i]))
-        if scores is not None:
-            panels.append(_predictions(scores[i], batch.model.class_name, digest))
-    return panels
-
-
-def _predictions(scores: Tensor, names: Callable[[int], str], digest: str) -> Table:
-    top = torch.topk(scores, min(5, len(scores)))
-    rows = tuple((names(c), round(p, 6))
-                 for c, p in zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return Table(key="predictions", title="What the model says", picture=digest, rows=rows,
-                 columns=(Column("class"), Column("probability", "probability")))
 
 
 def precision_name(model: Model) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xai import catalog
-from xai.analyzer import Attribution
+from xai.attribution import Attribution
 from xai.errors import XaiError, error
 from xai.images import Images, load_images
 from xai.model import Model
@@ -72,20 +72,8 @@ def pictures_of(ask: Ask, failures: list[Failure]) -> Images | None:
     """All pictures in order; of several the bad ones go to `failures`, a single bad one raises."""
     if not ask.images:
         return None
-    loaded: list[Images] = []
-    for source in ask.images:
-        try:
-            loaded.append(source if isinstance(source, Images) else load_images(source))
-        except XaiError as problem:
-            if len(ask.images) == 1:
-                raise
-            failures.append(Failure(name=str(source), sentence=str(problem)))
-    if not loaded:
-        raise none_usable(failures)
-    images = loaded[0]
-    for more in loaded[1:]:
-        images = images + more
-    if len(images) + len(failures) == 1:
+    images = load_images(ask.images[0] if len(ask.images) == 1 else list(ask.images))
+    if len(images) == 1:
         images[0]
         return images
     good, bad = images.good()
@@ -96,6 +84,7 @@ def pictures_of(ask: Ask, failures: list[Failure]) -> Images | None:
 
 
 def none_usable(failures: Sequence[Failure]) -> XaiError:
+    """The error for pictures of which all are bad, with what the first three said."""
     said = " ".join(failure.sentence for failure in failures[:3])
     more = f" And {len(failures) - 3} more." if len(failures) > 3 else ""
     return XaiError(f"one of the {len(failures)} pictures must be usable; got none that is. {said}{more}")
@@ -118,7 +107,8 @@ def replay(ask: Ask) -> str:
 
 
 def several(value: Any) -> tuple[Any, ...]:
+    """One thing or several as a tuple; paths as text."""
     if value is None:
         return ()
-    several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return tuple(str(one) if isinstance(one, Path) else one for one in several)
+    each = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return tuple(str(one) if isinstance(one, Path) else one for one in each)

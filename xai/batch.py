@@ -62,8 +62,8 @@ class Batch:
         return None if found is None else self.frames[i].to_input(found)
 
     def generator(self, i: int, method: str) -> torch.Generator:
-        """Random numbers for picture i and a method: the same whatever batch the picture is in."""
-        return seeds.generator(self.seed, self.hashes[i], method)
+        """Random numbers for picture i and a method: the same whatever batch the picture is in, also for its copies."""
+        return seeds.generator(self.seed, self.hashes[i].partition("-")[0], method)
 
     def want(self, *layers: str) -> None:
         """Name layers before the forward, so that one forward records them all."""
@@ -114,7 +114,7 @@ class Batch:
         if key not in self._gradients:
             with torch.enable_grad():
                 found = self._back(bound(output), self._captured[view], keep=True)
-            self.model.cost.backwards += len(self)
+            self.model.cost.add(backwards=len(self))
             if found is None:
                 raise error(f"the layer {view.name!r}", "one that the target's gradient reaches",
                             "a layer beside its path", "Name another with --layer, or take auto")
@@ -133,7 +133,7 @@ class Batch:
             leaf = inputs.detach().clone().requires_grad_()
             score = bound(self.model.run(leaf))
             gradient = self._back(score, leaf)
-        self.model.cost.backwards += len(inputs)
+        self.model.cost.add(backwards=len(inputs))
         if gradient is None:
             raise error("the model", "differentiable for this method", "an output that no gradient reaches",
                         "Use a method that needs only forwards: `xai methods list` names them")

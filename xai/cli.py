@@ -202,10 +202,10 @@ class Progress:
             return
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            self._bar = Bar(TextColumn("explaining"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
                             console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task("", total=total)

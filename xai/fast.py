@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xai.modules import copied
+
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 SMALL = 20480  # values; a single picture's input that holds no more is never computed by oneDNN
@@ -58,21 +60,6 @@ def freeze(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module there, in that precision: itself where it is so, else a copy (where it can be copied)."""
-    there = all(t.device.type == device.type and device.index in (None, t.device.index)
-                and (t.dtype == dtype or not t.is_floating_point()) for t in (*module.parameters(), *module.buffers()))
-    own = None if there else _copied(module)
-    return module if there else (module if own is None else own).to(device, dtype)
-
-
-def _copied(module: nn.Module) -> nn.Module | None:
-    try:
-        return copy.deepcopy(module)
-    except (RuntimeError, TypeError, AttributeError, NotImplementedError):
-        return None
-
-
 def fast_form(module: nn.Module, example: Any) -> Fast:
     """A copy of `module` in its fastest form that still gives the same output on `example` (to 1e-4 of its largest).
 
@@ -80,7 +67,7 @@ def fast_form(module: nn.Module, example: Any) -> Fast:
     forward; the comparison at the end catches a second reader of the same tensor, and then nothing is folded. Measured
     gain: 1.1 to 2.8 x.
     """
-    own = _copied(module)
+    own = copied(module)
     if own is None:
         return Fast(module, frozenset())  # a module that cannot be copied is used as it is
     original = freeze(own)

@@ -47,14 +47,15 @@ def shown(values: Tensor, view: str, picture: str) -> Verdict | None:
                    advice="Read the raw map (--save npy), or explain another class or a contrast.")
 
 
-def class_sensitive(values: Tensor, other: Tensor, name: str, picture: str) -> Verdict:
-    """The correlation of one map (h, w) with the map for another class, called `name`."""
+def class_sensitive(values: Tensor, other: Tensor, name: str, picture: str, view: str = "signed") -> Verdict:
+    """The correlation of one raw map (h, w) with that for another class, called `name`; where the view is the absolute
+    value, a mirrored map shows the same picture."""
     a, b = values.flatten().double(), other.flatten().double()
     a, b = a - a.mean(), b - b.mean()
     norm = (a.norm() * b.norm()).item()
     known = math.isfinite(norm) and norm > 0
     correlation = (a @ b).item() / norm if known else None
-    good = correlation is not None and abs(correlation) <= SAME
+    good = correlation is not None and (abs(correlation) if view == "abs" else correlation) <= SAME
     if correlation is None:
         said = f"One of this map and the map for {name} is flat or not finite: they cannot be compared."
     elif good:

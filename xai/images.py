@@ -201,7 +201,7 @@ def load_images(
 
     Raises XaiError for a source that is not there or not of these kinds, and for arrays of other shapes or values; a
     picture that turns out bad later raises when it is indexed, and `good()` sorts it out. In a list of several, a bad
-    path is such a picture too.
+    one is such a picture too.
 
     >>> load_images("sample:coffee")[0].size
     (400, 600)
@@ -252,9 +252,11 @@ def _list_many(sources: Sequence[Any], normalised: bool) -> Listing:
         try:
             parts.append(_labelled(source, normalised, first))
         except XaiError as reason:
-            if not isinstance(source, str | Path) or normalised:
+            if normalised:
                 raise
-            parts.append(broken(os.path.basename(os.fspath(source)) or os.fspath(source), reason))
+            path = isinstance(source, str | Path)
+            name = os.path.basename(os.fspath(source)) or os.fspath(source) if path else f"picture {first}"
+            parts.append(broken(name, reason))
     return joined(parts)
 
 

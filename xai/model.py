@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +14,13 @@ from torch import Tensor, nn
 
 from xai import seeds
 from xai.batch import Batch
+from xai.devices import PRECISIONS, free_memory, pick_device
 from xai.errors import XaiError, error
-from xai.fast import Fast, fast_form, freeze, moved
+from xai.fast import Fast, fast_form, freeze
 from xai.heads import Head, resolve_head
 from xai.images import Image, Images, load_images
 from xai.layers import LayerView
+from xai.modules import hash_state, kept, moved
 from xai.preprocessing import Prepared, Preprocessing
 from xai.resolver import resolve_layer
 from xai.result import ModelRecord
@@ -27,16 +28,28 @@ from xai.targets import Target
 
 MAX_CHUNK = 32
 MMAP_THRESHOLD = 32 << 20  # glibc maps, faults and unmaps every larger block anew: activations stay under it
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WANTS = {"gradients": "gradients", "hooks": "access to its layers", "forward": "a forward"}
 
 
 @dataclass
 class PassCount:
-    """Forwards and backwards so far, counted in pictures."""
+    """Forwards and backwards so far, counted in pictures; `told` is called after each."""
 
     forwards: int = 0
     backwards: int = 0
+    told: Callable[[], None] | None = None
+
+    @property
+    def work(self) -> int:
+        """In forwards; a backward costs about two."""
+        return self.forwards + 2 * self.backwards
+
+    def add(self, forwards: int = 0, backwards: int = 0) -> None:
+        """Count passes of so many pictures."""
+        self.forwards += forwards
+        self.backwards += backwards
+        if self.told is not None:
+            self.told()
 
 
 class Model:
@@ -139,10 +152,10 @@ class Model:
 
     def run(self, inputs: Tensor, module: nn.Module | None = None) -> Tensor:
         """One counted forward in the caller's grad mode, in the fast form unless a module is given."""
-        self.cost.forwards += len(inputs)
+        self.cost.add(forwards=len(inputs))
         call: Any = module if module is not None else self._call if self._call is not None else self.fast.module
         own = call is self._module  # the caller's network, as it cannot be copied: perhaps it is in training mode
-        with self._kept() if own else contextlib.nullcontext():
+        with kept(self._module) if own else contextlib.nullcontext():
             if own:
                 call.eval()
             return self._read(self.told(lambda: call(inputs), inputs))
@@ -151,8 +164,8 @@ class Model:
         """What the head holds; the first output tells what that is."""
         if self._head is None:
             self._head = resolve_head(output, self.options["head"], self.options["output"])
-            classes = self._head.size
-            if self.labels is not None and self._head.kind == "classes" and len(self.labels) != classes:
+            classes, named = self._head.size, self._head.kind in ("classes", "multi-label")
+            if self.labels is not None and named and len(self.labels) != classes:
                 self.notes.append(f"{len(self.labels)} class names were given for {classes} classes: "
                                   "the names are left out")
                 self.labels = None
@@ -177,7 +190,7 @@ class Model:
         """Conv+BN folded, channels-last, frozen; built once."""
         if self._fast is None:
             assert self._module is not None
-            with self._kept():
+            with kept(self._module):
                 self._module.eval()
                 self._fast = self.told(lambda: fast_form(self._module, self.example()), self.example())  # type: ignore[arg-type]  # asserted above
                 freeze(self._fast.module) if self._fast.module is not self._module else None
@@ -205,7 +218,7 @@ class Model:
         name = self.options["layer"] if layer == "auto" else layer
         key = (name, tuple(example.shape[1:]))
         if key not in self._views:
-            with self._kept():
+            with kept(self._module):
                 self._module.eval()
                 if self._head is None:
                     with torch.no_grad():
@@ -225,7 +238,7 @@ class Model:
 
     def _probe(self, example: Tensor) -> None:
         call: Any = self._call if self._call is not None else self._module
-        with self._kept():
+        with kept(self._module):
             if self._module is not None:
                 self._module.eval()
             self._read(self.told(lambda: call(example), example))
@@ -241,13 +254,18 @@ class Model:
 
         chunk: pictures a batch (default: what fits `memory_bytes` and keeps each activation small). bad: called with
         (name, sentence) for a picture that cannot be used, which is then left out; without it the XaiError is raised.
+        A picture that comes again bears its hash with -2, -3, ...
         """
         chunk = chunk or self.chunk(memory_bytes)
         names = getattr(images, "label_names", None)
         held: list[tuple[Image, Prepared, int | str | None]] = []
+        met: Counter[str] = Counter()
         for i in range(len(images)):
             try:
                 image = images[i]
+                met[image.hash] += 1
+                if met[image.hash] > 1:  # the record tells pictures apart by their hash
+                    image = replace(image, hash=f"{image.hash}-{met[image.hash]}")
                 item = (image, self.preprocessing(image), _named(image.label, names))
             except XaiError as problem:
                 if bad is None:
@@ -305,7 +323,7 @@ class Model:
         self.need("gradients")
         assert self._module is not None
         module = self._module
-        with self._kept():
+        with kept(self._module):
             module.eval()
             handle = module.register_forward_hook(self._count)
             try:
@@ -315,74 +333,11 @@ class Model:
 
     def _count(self, _: nn.Module, args: Any, output: Any) -> None:
         n = len(args[0]) if args and isinstance(args[0], Tensor) else 1
-        self.cost.forwards += n
+        self.cost.add(forwards=n)
         value = self._read(output)
         if value.requires_grad:
-            value.register_hook(lambda g: setattr(self.cost, "backwards", self.cost.backwards + len(g)))  # type: ignore[no-untyped-call]  # torch's own gap
+            value.register_hook(lambda g: self.cost.add(backwards=len(g)))  # type: ignore[no-untyped-call]  # torch's own gap
 
-    @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        if self._module is None:
-            yield
-            return
-        modules = list(self._module.modules())
-        training = [(m.training, dict(m._buffers)) for m in modules]
-        hooks = [{k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks") and hasattr(v, "copy")}
-                 for m in modules]
-        grads = [(p, p.requires_grad, p.grad) for p in self._module.parameters()]
-        for p, _, _ in grads:
-            p.grad = None  # a backward adds to what is there, in place
-        try:
-            yield
-        finally:
-            for m, (was, buffers), saved in zip(modules, training, hooks, strict=True):
-                m.training = was
-                m._buffers.update(buffers)
-                for key, table in saved.items():
-                    current = getattr(m, key)
-                    current.clear()
-                    current.update(table)
-            for p, requires, grad in grads:
-                p.requires_grad_(requires)
-                p.grad = grad
-
-
-def pick_device(name: str | torch.device) -> torch.device:
-    """auto, cpu, cuda, cuda:1 or mps as a device; raises XaiError where it is not there."""
-    if isinstance(name, torch.device):
-        return name
-    mps = torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or not (index or "0").isdigit():
-        raise error("the device", "auto, cpu, cuda or mps", repr(name), "Name one with --device")
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (kind == "cuda" and int(index or 0) >= cards) or (kind == "mps" and not mps):
-        raise error("the device", "one that this machine and this build of torch have", name, "Use --device auto")
-    return torch.device(name)
-
-
-def hash_state(state: dict[str, Any]) -> str:
-    """Hex sha256, first 16 digits, over the names, dtypes, shapes and bytes of a state dict."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name]
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous()
-            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy().data if value.numel() else b"")
-    return digest.hexdigest()[:16]
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on the device (a rough 4 GiB where the system does not say)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 << 30
 
 
 def _given(mean: Sequence[float] | None, std: Sequence[float] | None, size: int | tuple[int, int] | None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from xai.analyzer import Analyzer, Attribution
+from xai.analyzer import Analyzer
 from xai.ask import Ask, analyzers_of, pictures_of
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import XaiError
 from xai.model import Model

@@ -13,6 +13,7 @@ from xai.errors import error
 from xai.images import Image
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MAX_PIXELS = 50_000_000  # of a resized picture before its crop: only one far longer than wide comes near it
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what PIL's "L" uses
 
 
@@ -151,6 +152,10 @@ class Preprocessing:
         if new_h < h or new_w < w:  # no short side is given, or the crop is larger than the resized picture: fill it
             scale = max(h / height, w / width)
             new_h, new_w = max(h, round(height * scale)), max(w, round(width * scale))
+        if new_h * new_w > MAX_PIXELS:
+            got = f"{height} x {width} pixels, which would become {new_h} x {new_w} first"
+            raise error("the picture", f"of a shape that can be cropped to {h} x {w}", got,
+                        "Cut it first, or squeeze it with ?crop=squash on the spec")
         values = self._resized(values, new_h, new_w)
         top, left = round((new_h - h) / 2), round((new_w - w) / 2)
         sy, sx = height / new_h, width / new_w

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xai.analyzer import Analyzer, Attribution, Progress, Sheet, attribute, precision_name, sheets_of
+from xai.analyzer import Analyzer, Progress, precision_name
 from xai.ask import DEFAULT_METHOD, DEFAULT_MODEL, Ask, analyzers_of, none_usable, pictures_of, replay, several
+from xai.attribution import Attribution, Sheet, attribute, sheets_of
 from xai.errors import XaiError, error
 from xai.images import Images
 from xai.job import Job, chunks, run_id

@@ -35,7 +35,12 @@ class Bound:
     skip: tuple[bool, ...] = ()
 
     def __call__(self, output: Tensor) -> Tensor:
-        return self.score(output)
+        value = self.score(output)
+        if not isinstance(value, Tensor) or value.shape != (len(output),):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise error(f"the target {self.names[0]}", f"one number a picture, of shape ({len(output)},)", got,
+                        "Let the callable reduce everything but the first axis")
+        return value
 
     def take(self, rows: Sequence[int]) -> Bound:
         """The same target for a choice of pictures, repeats allowed (a batch of steps of one picture repeats it)."""
@@ -139,12 +144,20 @@ def of_classes(classes: Tensor, names: tuple[str, ...], versus: Tensor | None = 
 
 
 def find_class(text: str, labels: Labels, count: int) -> int | None:
-    """The class number that `class:N` or a name means, or None."""
+    """The class number that `class:N` or a name means, or None.
+
+    A name is taken as it is spelled, else without regard to case and underscores (ImageNet has a Cardigan and a
+    cardigan). Raises XaiError where several classes bear it.
+    """
     if match := re.fullmatch(r"class:(\d+)", text):
         return int(match[1]) if int(match[1]) < count else None
     plain = text.strip().lower().replace("_", " ")
-    hits = [i for i, name in enumerate(labels or ()) if name.lower().replace("_", " ") == plain]
-    return hits[0] if hits and hits[0] < count else None
+    exact = [i for i, name in enumerate((labels or ())[:count]) if name == text.strip()]
+    hits = exact or [i for i, name in enumerate((labels or ())[:count]) if name.lower().replace("_", " ") == plain]
+    if len(hits) > 1:
+        raise error("a class name", "that of one class", f"{text!r}, which classes {', '.join(map(str, hits))} bear",
+                    f"Write class:{hits[0]} or class:{hits[1]}")
+    return hits[0] if hits else None
 
 
 def need_class(text: str, labels: Labels, count: int) -> int:

@@ -248,5 +248,5 @@ def backward(batch: Batch, score: Tensor, leaves: Sequence[Tensor], method: str,
     if found[0] is None:
         raise error("the network", f"one that {method} has a way through", "an output that no gradient reaches",
                     f"Use {instead}")
-    batch.model.cost.backwards += len(leaves[0])
+    batch.model.cost.add(backwards=len(leaves[0]))
     return tuple(torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True))

@@ -20,7 +20,8 @@ from analyzers.attribution._gradients import (
     repeatable,
     wide,
 )
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
 from xai.targets import Bound

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from analyzers.attribution._gradients import REDUCTIONS, Running, as_map, gradients, wide
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
 from xai.images import Images, load_images

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from analyzers.attribution._cam import seen, weighted
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
 from xai.panels import View

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
 from xai.layers import inside_backward

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from analyzers.attribution._cam import seen, weighted
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.panels import Text, View
 from xai.targets import Bound

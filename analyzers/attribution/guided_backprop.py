@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from analyzers.attribution._gradients import REDUCTIONS, as_map, wide
 from analyzers.attribution._propagation import CLAMPS, RELUS, SIGMOIDS, THROUGH_ZERO, Rule, Rules
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
 from xai.panels import Text, View

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analyzers.attribution._gradients import REDUCTIONS, as_map, gradient, wide
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.targets import Bound
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from analyzers.attribution._gradients import REDUCTIONS, as_map, baseline, check_baseline, completeness, gradients, wide
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.targets import Bound
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from analyzers.attribution._cam import seen
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.panels import View
 from xai.targets import Bound

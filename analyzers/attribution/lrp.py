@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from analyzers.attribution import _propagation as way
 from analyzers.attribution._gradients import REDUCTIONS, as_map, wide
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
 from xai.panels import AnyPanel, Number, Text
@@ -186,8 +187,15 @@ class LRP(Attribution):
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, H, W) at the input's size, signed unless reduce takes absolute values."""
         batch.output()  # the fast form is built outside the rules
-        leaf = batch.inputs.detach().clone().requires_grad_()
-        box = self._box(batch)
+        # Each picture by itself: where a sum is nearly 0, the rounding of a batch would be divided by it.
+        found = [self._part(batch, batch.inputs[rows], bound) for rows, bound in way.parts(batch, target, 1)]
+        values, start = (torch.cat(part) for part in zip(*((v, s) for v, s, _ in found), strict=True))
+        return Maps(as_map(values, self.reduce, batch), panels=self._panels(batch, values, start, found[0][2]))
+
+    def _part(self, batch: Batch, x: Tensor, target: Bound) -> tuple[Tensor, Tensor, bool]:
+        """Relevance (m, C, H, W), the scores (m,) it was shared from, and whether the box rule found no place."""
+        leaf = x.detach().clone().requires_grad_()
+        box = self._box(batch, x)
         with torch.enable_grad():
             with _Relevance(self.rule, self.epsilon, self.gamma, box, leaf) as rules:
                 output = batch.model.run(leaf)
@@ -197,17 +205,16 @@ class LRP(Attribution):
         shares = [wide(value.detach()) * wide(g) for value, g in zip(leaves, found, strict=True)]
         values, start = shares[0] + sum(shares[2:]), shares[1].flatten(1).sum(1)
         self._checked(batch, values, start, rules.absorbed)
-        panels = self._panels(batch, values, start, box is not None and not rules.boxed)
-        return Maps(as_map(values, self.reduce, batch), panels=panels)
+        return values, start, box is not None and not rules.boxed
 
-    def _box(self, batch: Batch) -> Box:
+    def _box(self, batch: Batch, x: Tensor) -> Box:
         if self.rule != "epsilon_gamma_box":
             return None
         ready = batch.model.preprocessing
         if ready.mean is None:
             raise error("the preprocessing of this model", "known for the z-box rule, which needs a pixel's range",
                         "no mean and std", "Add mean and std, or set lrp.rule=epsilon_gamma")
-        ends = (ready.constant(level).to(batch.inputs).expand_as(batch.inputs) for level in (0, 1))
+        ends = (ready.constant(level).to(x).expand_as(x) for level in (0, 1))
         low, high = (end.clone().requires_grad_() for end in ends)
         return low, high
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from analyzers.attribution._gradients import REDUCTIONS, Running, as_map, gradients, noisy
-from xai.analyzer import Attribution, Maps, Passes, param
+from xai.analyzer import Maps, Passes, param
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.panels import View
 from xai.targets import Bound
