@@ -49,7 +49,6 @@ EXEMPT_TYPES = (("xai.batch", "xai.model"),)  # a batch names its model's type; 
 
 # Import names of the dependencies: those that a file may import at its top, and those that wait for the call.
 LIGHT = {
-    "click",
     "jinja2",
     "markupsafe",
     "numpy",
