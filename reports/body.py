@@ -145,10 +145,6 @@ def _top(specimen: Specimen) -> str:
     return f"{name} {wording.percent(share)}" if share is not None else name
 
 
-def _plates(row: Row) -> int:
-    return len(row.pictures) + len(row.cells)
-
-
 @cache
 def environment() -> Environment:
     """The templates, with everything escaped that is not marked as HTML."""
@@ -162,7 +158,7 @@ def environment() -> Environment:
     found.filters.update(
         number=wording.number, count=wording.count, duration=wording.duration, memory=wording.memory,
         moment=wording.moment, setting=setting,
-        method=method_name, cost=_cost, overall=overall, top=_top, plates=_plates,
+        method=method_name, cost=_cost, overall=overall, top=_top,
         words=lambda name: name.replace("_", " "),
     )  # fmt: skip
     return found

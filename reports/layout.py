@@ -47,6 +47,16 @@ class Specimen:
     original: Picture | None = None
     rows: list[Row] = field(default_factory=list)
 
+    def slots(self, row: Row) -> list[Cell | None]:
+        """The cells of a row, None where another model has a map of that method and target and this one has none: so
+        the same method stands in the same column for every model."""
+        columns = dict.fromkeys(_column(cell) for row in self.rows for cell in row.cells)
+        found: list[Cell | None] = []
+        for column in columns:
+            own = [cell for cell in row.cells if _column(cell) == column]
+            found += own or [None]
+        return found
+
     @property
     def anchor(self) -> str:
         """The id of its place on the page."""
@@ -93,6 +103,10 @@ def models_of(results: Iterable[Result]) -> list[ModelRecord]:
             if key not in found or (model.layer and not found[key].layer):
                 found[key] = model
     return list(found.values())
+
+
+def _column(cell: Cell) -> tuple[str, str]:
+    return cell.result.analyzer, cell.result.target
 
 
 def method_name(result: Result) -> str:

@@ -18,6 +18,9 @@ import pytest
 from reports import page, table
 from reports.album import Album
 from reports.draw import draw
+from reports.layout import specimens
+from reports.pixels import Scale
+from reports.ruler import ruler
 from tests.sample_records import every_kind, model_record, photograph, result, write_run
 from xai import panels as p
 from xai.errors import XaiError
@@ -395,3 +398,25 @@ def test_photographs_are_not_altered_by_their_number() -> None:
     """The samples are real photographs, so that sizes above mean something."""
     assert photograph("coffee").shape == (400, 600, 3)
     assert photograph("coffee").std() > 40
+
+
+def test_the_same_method_stands_in_the_same_column_for_every_model(tmp_path: Path) -> None:
+    other = model_record("torchvision:resnet18")
+    results = [result(("rocket",)), result(("rocket",), "lrp", "LRP"), result(("rocket",), "lrp", "LRP", model=other)]
+    first, second = specimens(results)[0].rows
+    whole = specimens(results)[0]
+    assert [cell and cell.method for cell in whole.slots(first)] == ["Grad-CAM", "LRP"]
+    assert [cell and cell.method for cell in whole.slots(second)] == [None, "LRP"]
+
+    made = write_run(tmp_path / "out", results)
+    page.write(made)
+    source = (made / "index.html").read_text()
+    assert source.count('class="plates n3"') == 2
+    assert source.count("not available: see the top of the page") == 1
+
+
+@pytest.mark.parametrize(("high", "middle"), [(0.5, True), (4.26e-5, False)])
+def test_a_scale_with_long_numbers_goes_without_its_middle(high: float, middle: bool) -> None:
+    drawn = str(ruler(Scale(-high, high, "diverging", beyond=1)))
+    assert ("<span>0</span>" in drawn) == middle
+    assert "≥" in drawn
