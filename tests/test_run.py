@@ -133,6 +133,8 @@ def test_the_check_by_class_stays_within_its_budget(name: str) -> None:
     result = xai.explain(net(), list(PHOTO), name).result
     assert (result.cost.check_forwards, result.cost.check_backwards) == (5 * check.forwards, 5 * check.backwards)
     told = [v for v in result.verdicts if v.name == "class-sensitive"]
+    fewer = {"steps", "samples"} & set(CLASSES[name]().parameters())
+    assert all(("Both maps were made with 5 " in v.sentence) == bool(fewer) for v in told)
     assert len(told) == 5
     assert all(v.passed for v in told) != (name == "eigencam")
 

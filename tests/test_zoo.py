@@ -262,10 +262,15 @@ def test_a_shipped_model_follows_its_card(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not model.random_weights
 
 
+def test_the_shipped_network_tells_its_accuracy_and_terms() -> None:
+    notes = load("xai:photo20").notes
+    assert "top-1 84.4 % of 1,000 validation photographs (95 % interval 82.0 to 86.5)" in notes
+    assert any("non-commercial" in note for note in notes)
+    assert load("xai:photo20", weights="random").notes == []
+
+
 @pytest.mark.skipif(not SQUEEZENET.exists(), reason="needs ../shared")
 def test_a_trained_network_says_what_is_known_of_it() -> None:
-    import skimage.data
-
     from xai.images import load_images
 
     model = load("squeezenet1_0", weights=str(SQUEEZENET), device="cpu")
@@ -273,7 +278,7 @@ def test_a_trained_network_says_what_is_known_of_it() -> None:
     assert model.labels is not None
     expected = {"chelsea": ("Egyptian cat", 0.71), "coffee": ("espresso", 0.81), "rocket": ("missile", 0.34)}
     for name, (label, probability) in expected.items():
-        batch = next(model.prepare(load_images(getattr(skimage.data, name)())))
+        batch = next(model.prepare(load_images(f"sample:{name}")))
         scores = batch.scores()[0]
         assert model.labels[int(scores.argmax())] == label
         assert float(scores.max()) == pytest.approx(probability, abs=0.02)

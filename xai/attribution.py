@@ -49,6 +49,12 @@ class Attribution(Analyzer):
         names = {f.name for f in dataclasses.fields(self)} & {"steps", "samples"}
         return dataclasses.replace(self, **{name: min(getattr(self, name), FEW) for name in names})
 
+    def spared(self) -> str:
+        """A sentence that says what the cheaper form does with less; "" where it is the method itself."""
+        cheaper = self.cheaper().parameters()
+        less = [f"{cheaper[name]} {name}" for name, value in self.parameters().items() if cheaper[name] != value]
+        return f"Both maps were made with {', '.join(less)}." if less else ""
+
     def check_passes(self) -> Passes | None:
         """What the check by another class costs a picture: a map for that class and, if the cheaper form makes it, one
         for the class itself. None where that is more than CHECK."""
@@ -115,7 +121,7 @@ class Sheet:
         maps = self.analyzer.maps(batch, bound)
         middle, seconds = (count.forwards, count.backwards), time.perf_counter() - started + shared_seconds
         values, errors = maps.values.detach().float().cpu(), maps.error
-        rival = self._rival(batch, bound, values)
+        rival, how = self._rival(batch, bound, values), self.analyzer.spared()
         panels = [*common, *maps.panels]
         leaves: list[Leaf] = []
         for i, (digest, image) in enumerate(zip(batch.hashes, batch.images, strict=True)):
@@ -131,7 +137,7 @@ class Sheet:
                         health.shown(values[i], self.analyzer.view, digest)]
             if rival is not None:
                 own, other, names = rival
-                verdicts.append(health.class_sensitive(own[i], other[i], names[i], digest, self.analyzer.view))
+                verdicts.append(health.class_sensitive(own[i], other[i], names[i], digest, self.analyzer.view, how))
             beside = [p for p in panels if p.picture == digest]
             leaves.append(Leaf(record, (*beside, heat), tuple(v for v in verdicts if v is not None)))
         self.cost = dataclasses.replace(

@@ -47,9 +47,10 @@ def shown(values: Tensor, view: str, picture: str) -> Verdict | None:
                    advice="Read the raw map (--save npy), or explain another class or a contrast.")
 
 
-def class_sensitive(values: Tensor, other: Tensor, name: str, picture: str, view: str = "signed") -> Verdict:
+def class_sensitive(values: Tensor, other: Tensor, name: str, picture: str, view: str = "signed",
+                    how: str = "") -> Verdict:
     """The correlation of one raw map (h, w) with that for another class, called `name`; where the view is the absolute
-    value, a mirrored map shows the same picture."""
+    value, a mirrored map shows the same picture. how: a sentence to add, on how the two maps were made."""
     a, b = values.flatten().double(), other.flatten().double()
     a, b = a - a.mean(), b - b.mean()
     norm = (a.norm() * b.norm()).item()
@@ -63,8 +64,8 @@ def class_sensitive(values: Tensor, other: Tensor, name: str, picture: str, view
     else:
         same = "the same map" if correlation > 0 else "the same map with its signs turned"
         said = f"The map for {name} is {same} (correlation {correlation:.3f}): it does not tell the classes apart."
-    return Verdict(name="class-sensitive", value=correlation, threshold=SAME, passed=good, sentence=said,
-                   picture=picture,
+    return Verdict(name="class-sensitive", value=correlation, threshold=SAME, passed=good, picture=picture,
+                   sentence=f"{said} {how}".rstrip(),
                    advice=("" if good else
                            "Do not read it as evidence for this class; compare with gradcam or integrated_gradients."))
 

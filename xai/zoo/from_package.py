@@ -33,7 +33,7 @@ def load(request: Request) -> Model:
     network = request.seeded(lambda: build(name, classes))
     if request.weights is None:
         path = weights_file(name)
-        notes = fit(network, read_state(path), what=request.spec.name)
+        notes = fit(network, read_state(path), what=request.spec.name) + _from_card(found)
         weights = f"shipped ({path.name})"
     else:
         weights, notes = request.fill(network, classes_option=True)
@@ -41,6 +41,18 @@ def load(request: Request) -> Model:
     return request.model(
         network, preprocessing=_preprocessing(name, entry, found), weights=weights, labels=labels, notes=notes
     )
+
+
+def _from_card(found: dict[str, Any] | None) -> list[str]:
+    """How good the shipped weights are and on what terms their data came, for the page."""
+    if found is None:
+        return []
+    notes = [found["data"]["terms"]] if "terms" in found.get("data", {}) else []
+    measured = found.get("validation")
+    if measured is not None:
+        share, low, high = (f"{100 * measured[key]:.1f}" for key in ("accuracy", "low", "high"))
+        notes.insert(0, f"top-1 {share} % of {measured['n']:,} validation photographs (95 % interval {low} to {high})")
+    return notes
 
 
 def _preprocessing(name: str, entry: Shipped, found: dict[str, Any] | None) -> Preprocessing:
