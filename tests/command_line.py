@@ -18,7 +18,7 @@ from xai.result import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 XAI = [sys.executable, "-c", "import sys; sys.argv[0] = 'xai'; from xai.cli import main; sys.exit(main())"]
-SENTENCE = re.compile(r"xai: .+ must .+; got .+[.?]|xai: .+\. See `xai.* --help`\.")
+SENTENCE = re.compile(r"xai: .+ must .+; got .+[.?]|xai: .+[.?] See `xai.* --help`\.")
 NETS = """
 from torch import nn
 

@@ -315,7 +315,8 @@ def _misused(problem: Any) -> int:
         typer.echo(problem.ctx.get_help())
         return 0
     path = problem.ctx.command_path if getattr(problem, "ctx", None) else "xai"
-    _complain(f"{problem.format_message().rstrip('.')}. See `{path} --help`.")
+    said = problem.format_message().rstrip(".")
+    _complain(f"{said}{'' if said.endswith('?') else '.'} See `{path} --help`.")
     return 2
 
 
