@@ -211,3 +211,36 @@ def test_all_pictures_bad_names_them(tmp_path: Path) -> None:
         run.run(Ask(models=(net(),), images=(str(tmp_path / "a.png"), str(tmp_path / "b.png"))))
     assert "a.png" in str(told.value)
     assert "b.png" in str(told.value)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_batch_beyond_memory_goes_on_picture_by_picture(spoilt: bool, chunk: int,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than two pictures at a time are too many; where `spoilt`, the fourth is too much at any time."""
+    plain, bad = Batch.output, load_images(PHOTO)[3].hash if spoilt else None
+
+    def short(self: Batch) -> torch.Tensor:
+        if len(self) > 2 or bad in self.hashes:
+            raise XaiError("the memory must be enough for it; got too little. Lower --memory.")
+        return plain(self)
+
+    monkeypatch.setattr(Batch, "output", short)
+    done = xai.explain(net(), list(PHOTO), ["gradcam", "lrp"], chunk=chunk)
+    for result in done.results:
+        assert [i.name for i in result.images] == [f"picture {i}" for i in range(5) if not (spoilt and i == 3)]
+    told = [f"{m} on module:Sequential, 1 of 5 pictures (picture 3)" for m in ("gradcam", "lrp")]
+    assert [f.name for f in done.failures] == (told if spoilt else [])
+
+
+def test_a_network_that_runs_on_nothing_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def never(self: Batch) -> torch.Tensor:
+        asked.append(len(self))
+        raise XaiError("the input must be one that it can run; got another. Check the size.")
+
+    monkeypatch.setattr(Batch, "output", never)
+    with pytest.raises(XaiError, match="Check the size"):
+        xai.explain(net(), list(PHOTO), ["gradcam", "saliency"], chunk=2)
+    assert asked == [2, 1, 1]

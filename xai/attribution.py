@@ -153,10 +153,15 @@ class Sheet:
         try:
             self.add(batch, common, shared_seconds)
         except XaiError as problem:
-            self.problem = self.problem or problem
-            self.lost += [image.name for image in batch.images] if len(batch) == 1 else []
+            self.miss(batch, problem)
             return False
         return True
+
+    def miss(self, batch: Batch, problem: XaiError) -> None:
+        """Note what came instead of a picture's map. A batch of several is asked again one by one and tells nothing yet."""
+        if len(batch) == 1:
+            self.problem = self.problem or problem
+            self.lost.append(batch.images[0].name)
 
     def _rival(self, batch: Batch, bound: Bound, values: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]] | None:
         """Maps (n, h, w) for the class and for the best other class of each picture, with that one's name; both in the
@@ -213,6 +218,8 @@ def attribute(sheets: Sequence[Sheet], subject: Subject, progress: Progress | No
     with _reported(model, len(images) * (1 + sum(sheet.work for sheet in sheets)), progress):
         for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes, chunk=chunk, bad=bad):
             _one_batch(sheets, batch)
+            if all(sheet.hopeless for sheet in sheets):
+                break
 
 
 @contextlib.contextmanager
@@ -234,12 +241,23 @@ def _one_batch(sheets: Sequence[Sheet], batch: Batch) -> None:
     started = time.perf_counter()
     for sheet in sheets:
         _guarded(sheet, sheet.want, batch)
-    batch.output()
-    common, shared = picture_panels(batch), time.perf_counter() - started
-    for sheet in sheets:
-        if not sheet.hopeless and not sheet.tried(batch, common, shared) and len(batch) > 1:
-            # one picture must not take its neighbours' maps with it; where none gets a map, none will
-            sheet.hopeless = sum(sheet.tried(one, common, 0.0) for one in batch.singles()) == 0
+    open_ = [sheet for sheet in sheets if not sheet.hopeless]
+    try:
+        batch.output()
+        common, shared = picture_panels(batch), time.perf_counter() - started
+    except XaiError as problem:
+        for sheet in open_:
+            sheet.miss(batch, problem)
+        for one in batch.singles() if len(batch) > 1 else ():  # the batch may be too large, or spoilt by one picture
+            _one_batch(open_, one)
+        for sheet in open_:
+            sheet.hopeless = sheet.hopeless or (len(batch) > 1 and not sheet.leaves)
+        return
+    for sheet in open_:
+        if not sheet.tried(batch, common, shared) and len(batch) > 1:
+            for one in batch.singles():
+                sheet.tried(one, common, 0.0)
+            sheet.hopeless = not sheet.leaves  # where none of a batch gets a map, none will
 
 
 def _guarded(sheet: Sheet, act: Callable[..., None], *args: Any) -> None:
