@@ -158,7 +158,7 @@ class Sheet:
         return True
 
     def miss(self, batch: Batch, problem: XaiError) -> None:
-        """Note what came instead of a picture's map. A batch of several is asked again one by one and tells nothing yet."""
+        """Note what came instead of a picture's map; a batch of several is asked again one by one and tells nothing."""
         if len(batch) == 1:
             self.problem = self.problem or problem
             self.lost.append(batch.images[0].name)
