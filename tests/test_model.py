@@ -317,3 +317,10 @@ def test_a_failure_inside_the_network_is_one_sentence() -> None:
         model(nn.Sequential(nn.Flatten(), nn.Linear(7, 5)))(torch.rand(1, 3, 16, 16))
     with pytest.raises(XaiError, match="mean and std must be given together"):
         Model(net(), mean=[0.5])
+
+
+def test_a_network_built_in_inference_mode_is_refused_with_a_sentence() -> None:
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(XaiError, match="must be built outside torch.inference_mode"):
+        Model(net, mean=[0.5] * 3, std=[0.5] * 3, size=2)

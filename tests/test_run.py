@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from xai.errors import XaiError
 from xai.images import load_images
 from xai.panels import Heatmap
 from xai.plan import plan
-from xai.result import Result
+from xai.result import Result, Run
 from xai.targets import Bound
 
 PHOTO = pictures(5)
@@ -244,3 +245,18 @@ def test_a_network_that_runs_on_nothing_is_given_up_soon(monkeypatch: pytest.Mon
     with pytest.raises(XaiError, match="Check the size"):
         xai.explain(net(), list(PHOTO), ["gradcam", "saliency"], chunk=2)
     assert asked == [2, 1, 1]
+
+
+def test_a_result_that_no_record_can_hold_does_not_cost_the_others(tmp_path: Path) -> None:
+    done = xai.explain(net(), list(PHOTO), ["gradcam", "saliency"])
+    broken = dataclasses.replace(done.results[1], panels=(Heatmap(key="map", title=None, values=PHOTO[0, 0]),))  # type: ignore[arg-type]  # on purpose
+    done.results[1] = broken
+    out = tmp_path / "out"
+    run.write(done, out)
+    written = Run.load(out)
+    assert [Result.load(out / name).analyzer for name in written.results] == ["gradcam"]
+    assert [f.name for f in written.failures] == ["saliency"]
+    assert sorted(p.name for p in out.iterdir()) == ["index.html", "module-Sequential__gradcam", "run.json"]
+    with pytest.raises(XaiError, match="mistake in the analyzer"):
+        run.write(run.Explanation(results=[broken]), tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()

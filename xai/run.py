@@ -105,12 +105,20 @@ def write(done: Explanation, folder: Path, save: Sequence[str] = ()) -> None:
 
     with atomic_folder(folder) as new:
         names = _sub_folders(done.results) if len(done.results) > 1 else ["."]
-        for name, result in zip(names, done.results, strict=True):
+        for name, result in zip(list(names), done.results, strict=True):
             (new / name).mkdir(exist_ok=True)
-            result.write(new / name)
+            try:
+                result.write(new / name)
+            except XaiError as problem:  # one that no record can hold must not cost the others
+                if len(names) == 1:
+                    raise
+                done.failures.append(Failure(name=result.analyzer, sentence=str(problem)))
+                names.remove(name)
+                (new / name).rmdir()
+                continue
             export.export(result, new / name, save)
         first = done.results[0]
-        if len(done.results) > 1 or done.failures or done.interrupted:
+        if names != ["."] or done.failures or done.interrupted:
             Run(title=_run_title(done), command=first.provenance.command, results=tuple(names),
                 failures=tuple(done.failures), interrupted=done.interrupted).write(new)
         page.write(new)
