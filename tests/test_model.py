@@ -322,5 +322,6 @@ def test_a_failure_inside_the_network_is_one_sentence() -> None:
 def test_a_network_built_in_inference_mode_is_refused_with_a_sentence() -> None:
     with torch.inference_mode():
         net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    model = Model(net, mean=[0.5] * 3, std=[0.5] * 3, size=2)
     with pytest.raises(XaiError, match="must be built outside torch.inference_mode"):
-        Model(net, mean=[0.5] * 3, std=[0.5] * 3, size=2)
+        model(model.example())

@@ -73,9 +73,6 @@ class Model:
         if (module is None) == (forward is None):
             raise error("a Model", "made from a module or from a forward callable", "both or neither",
                         "Give one of them")
-        if module is not None and any(p.is_inference() for p in module.parameters()):
-            raise error("the network", "built outside torch.inference_mode", "weights that no gradient can pass",
-                        "Build it outside that block, or load its state dict into one that was")
         self._module, self._call = module, forward
         self.spec = spec or f"module:{type(module or forward).__name__}"
         self.labels = tuple(labels) if labels is not None else None

@@ -11,13 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xai.errors import error
+
 
 @contextlib.contextmanager
 def kept(module: nn.Module | None) -> Iterator[None]:
-    """Hooks, gradients, training flags, requires_grad and buffers' identity are put back, also after an exception."""
+    """Hooks, gradients, training flags, requires_grad and buffers' identity are put back, also after an exception.
+
+    Raises XaiError for a network whose weights were made in inference mode: no gradient can ever pass them.
+    """
     if module is None:
         yield
         return
+    if any(p.is_inference() for p in module.parameters()):
+        raise error("the network", "built outside torch.inference_mode", "weights that no gradient can pass",
+                    "Build it outside that block, or load its state dict into one that was")
     modules = list(module.modules())
     training = [(m.training, dict(m._buffers)) for m in modules]
     hooks = [{k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks") and hasattr(v, "copy")}
