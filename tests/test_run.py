@@ -260,3 +260,33 @@ def test_a_result_that_no_record_can_hold_does_not_cost_the_others(tmp_path: Pat
     with pytest.raises(XaiError, match="mistake in the analyzer"):
         run.write(run.Explanation(results=[broken]), tmp_path / "alone")
     assert not (tmp_path / "alone").exists()
+
+
+def test_pictures_of_which_none_fits_the_network_are_a_bad_input() -> None:
+    model = made(conv_net(channels=5), channels=5, precision="float32")
+    with pytest.raises(XaiError, match="one of the 5 pictures must be usable; got none that is"):
+        xai.explain(model, list(PHOTO), ["gradcam", "saliency"])
+
+
+def test_each_picture_is_decoded_once_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from xai import image_sources
+
+    for i, one in enumerate(PHOTO):
+        Image.fromarray((one.transpose(1, 2, 0) * 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    read, plain = [], image_sources.decode
+    monkeypatch.setattr(image_sources, "decode", lambda stream, name: read.append(name) or plain(stream, name))
+    done = xai.explain([net(), net()], tmp_path, ["gradcam", "saliency"])
+    assert sorted(read) == sorted(2 * [*(f"{i}.png" for i in range(5)), "bad.png"])
+    assert [f.name for f in done.failures] == ["bad.png"]
+    assert [len(r.images) for r in done.results] == [5] * 4
+
+
+def test_label_and_top1_that_agree_everywhere_are_one_result() -> None:
+    said = [i.target for i in xai.explain(net(), list(PHOTO), "gradcam").result.images]
+    images = load_images(list(PHOTO), labels=[int(name.split()[-1]) for name in said])
+    done = xai.explain(net(), images, "gradcam", target="label+top1")
+    assert [r.target for r in done.results] == ["label"]
+    assert not done.failures

@@ -56,6 +56,7 @@ class Ask:
 
 
 def analyzers_of(ask: Ask) -> list[Any]:
+    """The analyzers with their settings; raises XaiError for methods that cannot run together, or without a model."""
     if not ask.methods:
         raise error("the method", "one of those that `xai methods list` shows", "none", "Name one with --method")
     analyzers = catalog.make(list(ask.methods), dict(ask.settings))
@@ -68,14 +69,20 @@ def analyzers_of(ask: Ask) -> list[Any]:
     return analyzers
 
 
-def pictures_of(ask: Ask, failures: list[Failure]) -> Images | None:
-    """All pictures in order; of several the bad ones go to `failures`, a single bad one raises."""
+def pictures_of(ask: Ask) -> Images | None:
+    """All pictures in order, not decoded yet; a single one that is bad raises now."""
     if not ask.images:
         return None
     images = load_images(ask.images[0] if len(ask.images) == 1 else list(ask.images))
     if len(images) == 1:
         images[0]
-        return images
+    return images
+
+
+def sorted_out(images: Images | None, failures: list[Failure]) -> Images | None:
+    """The pictures that can be read, for what cannot pass over a bad one on its way; the others go to `failures`."""
+    if images is None:
+        return None
     good, bad = images.good()
     failures += [Failure(name=name, sentence=said) for name, said in bad]
     if not len(good):

@@ -215,6 +215,8 @@ def attribute(sheets: Sequence[Sheet], subject: Subject, progress: Progress | No
     if images is None:
         raise error("the pictures", "given for an attribution", "none", "Name a picture, a folder or sample:chelsea")
     bad = None if failures is None else lambda name, said: failures.append(Failure(name=name, sentence=said))
+    if all(sheet.hopeless for sheet in sheets):
+        return
     with _reported(model, len(images) * (1 + sum(sheet.work for sheet in sheets)), progress):
         for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes, chunk=chunk, bad=bad):
             _one_batch(sheets, batch)
@@ -241,19 +243,19 @@ def _one_batch(sheets: Sequence[Sheet], batch: Batch) -> None:
     started = time.perf_counter()
     for sheet in sheets:
         _guarded(sheet, sheet.want, batch)
-    open_ = [sheet for sheet in sheets if not sheet.hopeless]
+    left = [sheet for sheet in sheets if not sheet.hopeless]
     try:
         batch.output()
         common, shared = picture_panels(batch), time.perf_counter() - started
     except XaiError as problem:
-        for sheet in open_:
+        for sheet in left:
             sheet.miss(batch, problem)
         for one in batch.singles() if len(batch) > 1 else ():  # the batch may be too large, or spoilt by one picture
-            _one_batch(open_, one)
-        for sheet in open_:
+            _one_batch(left, one)
+        for sheet in left:
             sheet.hopeless = sheet.hopeless or (len(batch) > 1 and not sheet.leaves)
         return
-    for sheet in open_:
+    for sheet in left:
         if not sheet.tried(batch, common, shared) and len(batch) > 1:
             for one in batch.singles():
                 sheet.tried(one, common, 0.0)

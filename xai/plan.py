@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 
 from xai.analyzer import Analyzer
-from xai.ask import Ask, analyzers_of, pictures_of
+from xai.ask import Ask, analyzers_of, pictures_of, sorted_out
 from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import XaiError
@@ -46,7 +46,7 @@ def plan(ask: Ask) -> Plan:
     """
     found = Plan()
     analyzers, targets = analyzers_of(ask), as_targets(ask.target)
-    images = pictures_of(ask, found.failures)
+    images = sorted_out(pictures_of(ask), found.failures)
     alone = len(ask.models) * len(analyzers) * len(targets) == 1
     for i in range(len(ask.models)):
         try:

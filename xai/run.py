@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from xai.analyzer import Analyzer, Progress, precision_name
-from xai.ask import DEFAULT_METHOD, DEFAULT_MODEL, Ask, analyzers_of, none_usable, pictures_of, replay, several
+from xai.ask import (
+    DEFAULT_METHOD,
+    DEFAULT_MODEL,
+    Ask,
+    analyzers_of,
+    none_usable,
+    pictures_of,
+    replay,
+    several,
+    sorted_out,
+)
 from xai.attribution import Attribution, Sheet, attribute, sheets_of
 from xai.errors import XaiError, error
 from xai.images import Images
@@ -70,7 +80,9 @@ def run(ask: Ask, out: str | Path | None = None, progress: Progress | None = Non
         check_place(Path(out) if out is not None else automatic / "new")  # type: ignore[operator]  # not None here
     analyzers = analyzers_of(ask)
     targets, failures = as_targets(ask.target), list[Failure]()
-    images = pictures_of(ask, failures)
+    images = pictures_of(ask)
+    if not isinstance(analyzers[0], Attribution):
+        images = sorted_out(images, failures)
     done = Explanation(failures=failures)
     jobs: list[Job] = []
     problems: list[XaiError] = []
@@ -138,13 +150,14 @@ def _one_model(ask: Ask, i: int, analyzers: Sequence[Any], images: Images | None
             return
         sheets = sheets_of(analyzers, subject)
         stopped: BaseException | None = None
+        bad: list[Failure] = []
         try:
-            several = images is not None and len(images) > 1
-            attribute(sheets, subject, progress, failures if several else None, ask.chunk)
+            attribute(sheets, subject, progress, bad if images is not None and len(images) > 1 else None, ask.chunk)
         except XaiError:
             raise
         except (KeyboardInterrupt, Exception) as stop:
             stopped = stop
+        failures += [failure for failure in bad if failure not in failures]  # every model meets the same bad pictures
     except XaiError as problem:
         if len(ask.models) < 2:
             raise
@@ -156,7 +169,7 @@ def _one_model(ask: Ask, i: int, analyzers: Sequence[Any], images: Images | None
             if alone and len(targets) == 1 and stopped is None:
                 raise sheet.problem
             yield sheet.problem
-        elif sheet.leaves or not (sheet.target.unless or stopped):
+        elif sheet.leaves:
             yield sheet.result(ask.command or replay(ask), ask.seed), list(_jobs(ask, sheet))
         if sheet.problem is not None:
             failures.append(_lost(sheet))
