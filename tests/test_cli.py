@@ -702,3 +702,18 @@ def test_ctrl_c_between_the_two_moves_of_a_replacement_brings_the_older_result_b
     assert len(moves) == 1
     assert done.code == 130
     assert snapshot(line.folder) == before
+
+
+def test_models_info_lists_the_layers_that_can_be_named(line: CommandLine) -> None:
+    told = json.loads(line.fine("models", "info", "xai:photo20", "--json").out)
+    layers = {layer["name"]: tuple(layer["grid"]) for layer in told["layers"]}
+    assert layers[told["layer"]] == tuple(told["grid"]) == (8, 8)
+    assert layers["stages.0"] == (32, 32)
+    assert "fc" not in layers
+    assert len(told["labels"]) == 20
+    text = line.fine("models", "info", "xai:photo20").out
+    for name in layers:
+        assert re.search(rf"^(layers)? +{re.escape(name)} +\d+ x \d+ +\d+ channels$", text, re.MULTILINE)
+    assert "... (all 20: --json)" in text
+    for name in ("stages.0", "stages.1.0.relu2"):
+        assert line.fine("explain", "three.png", "--layer", name, *CPU).folder.is_dir()

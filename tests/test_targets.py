@@ -125,7 +125,7 @@ def test_near_names_are_offered() -> None:
         bind("taby cat")
     with pytest.raises(XaiError, match=r"Did you mean Egyptian_cat"):
         bind("egiptian cat")
-    with pytest.raises(XaiError, match=r"got 'zzz'\. `xai models info` lists the class names\.$"):
+    with pytest.raises(XaiError, match=r"got 'zzz'\. `xai models info SPEC --json` lists the class names\.$"):
         bind("zzz")
     with pytest.raises(XaiError, match=r"got 'zzz'\. This model has no class names: use class:0 to class:6\.$"):
         Target("zzz").bind(LOGITS)

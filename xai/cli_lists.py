@@ -67,11 +67,16 @@ def models_info(spec: str, weights: Annotated[str, typer.Option("--weights", hel
 
     model = load(spec, weights=weights or None)
     record = asdict(model.record(layer))
+    views = {view.name: view for view in (model.layers() if "hooks" in model.capabilities else ())}
     if json_:
-        typer.echo(dump_json({**record, "labels": model.labels}), nl=False)
+        layers = [{"name": v.name, "grid": v.grid, "channels": v.channels} for v in views.values()]
+        typer.echo(dump_json({**record, "labels": model.labels, "layers": layers}), nl=False)
         return
     for key, value in record.items():
         typer.echo(f"{key.replace('_', ' '):22} "
                    f"{value if not isinstance(value, tuple) else ', '.join(map(str, value)) or '-'}")
-    names = ", ".join(model.labels[:10]) + (" ..." if len(model.labels) > 10 else "") if model.labels else "-"
-    typer.echo(f"{'class names':22} {names}")
+    more = f", ... (all {len(model.labels)}: --json)" if model.labels and len(model.labels) > 10 else ""
+    typer.echo(f"{'class names':22} {', '.join(model.labels[:10]) + more if model.labels else '-'}")
+    for i, view in enumerate(views.values()):
+        typer.echo(f"{'' if i else 'layers':22} {view.name:40} {view.grid[0]:4} x {view.grid[1]:<4} "
+                   f"{view.channels:5} channels")

@@ -22,7 +22,7 @@ from xai.images import Image, Images, load_images
 from xai.layers import LayerView
 from xai.modules import hash_state, kept, moved
 from xai.preprocessing import Prepared, Preprocessing
-from xai.resolver import resolve_layer
+from xai.resolver import list_layers, resolve_layer
 from xai.result import ModelRecord
 from xai.targets import Target
 
@@ -226,6 +226,14 @@ class Model:
                 self._views[key] = self.told(lambda: resolve_layer(
                     self._module, example, self._top_score, name, grid=self.options["grid"]), example)  # type: ignore[arg-type]  # asserted above
         return self._views[key]
+
+    def layers(self) -> list[LayerView]:
+        """Every output with spatial extent, in the order of execution: what `layer` may name."""
+        self.need("hooks")
+        assert self._module is not None
+        module, example = self._module, self.example()
+        with kept(module):
+            return list(self.told(lambda: list_layers(module, example), example))
 
     def _top_score(self, output: Any) -> Tensor:
         assert self._head is not None

@@ -168,7 +168,8 @@ def need_class(text: str, labels: Labels, count: int) -> int:
     if text.startswith("class:"):
         raise error("the class number", f"from 0 to {count - 1}", text[6:], f"The model has {count} classes")
     hint = did_you_mean(text, labels) if labels else f"This model has no class names: use class:0 to class:{count - 1}."
-    raise error("the target", f"one of {FORMS}", repr(text), hint or "`xai models info` lists the class names")
+    raise error("the target", f"one of {FORMS}", repr(text),
+                hint or "`xai models info SPEC --json` lists the class names")
 
 
 def _truth(value: int | str, labels: Labels, count: int) -> int:
