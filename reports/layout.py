@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from xai.panels import Heatmap, Panel, Picture, Table
+from xai.panels import Heatmap, Number, Panel, Picture, Table, Text
 from xai.result import ImageRecord, ModelRecord, Result, Verdict
+
+FEW_NUMBERS = 2  # that a column holds without growing long
 
 
 @dataclass
@@ -21,6 +23,18 @@ class Cell:
     maps: list[Heatmap] = field(default_factory=list)
     others: list[Panel] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+
+    @property
+    def beside(self) -> list[Panel]:
+        """What stands under the map, in its column: sentences, and numbers where they are few."""
+        few = sum(isinstance(panel, Number) for panel in self.others) <= FEW_NUMBERS
+        return [p for p in self.others if isinstance(p, Text) or (few and isinstance(p, Number))]
+
+    @property
+    def below(self) -> list[Panel]:
+        """What needs more width than a column has."""
+        near = self.beside
+        return [p for p in self.others if not any(p is other for other in near)]
 
     @property
     def failed(self) -> list[Verdict]:

@@ -11,9 +11,11 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
-import run as bench  # noqa: E402  # a script's folder is its own path
+import black_box  # noqa: E402  # a script's folder is its own path
+import processes  # noqa: E402
+import run as bench  # noqa: E402
 
-QUICK = ["--rounds", "1", "--nets", "resnet18", "--pictures", "2", "--size", "64"]
+QUICK = ["--rounds", "1", "--nets", "resnet18", "--pictures", "2", "--size", "64", "--samples", "0"]
 
 
 def test_every_ratio_is_printed_beside_its_goal(tmp_path: Path) -> None:
@@ -34,3 +36,23 @@ def test_every_ratio_is_printed_beside_its_goal(tmp_path: Path) -> None:
 ])
 def test_a_goal_is_met_by_the_figure_as_printed(goal: bench.Goal, found: float, met: bool) -> None:
     assert goal.met(found) == met
+
+
+ARMS = ("fast", "eager", "rise", "lime", "occlusion", "shap_kernel", "shap_partition", "rise of the authors",
+        "lime package", "captum Lime", "captum KernelShap", "captum Occlusion", "shap Partition")
+
+
+def test_an_arm_tells_its_seconds_and_forwards() -> None:
+    took = processes.turns(["rise", "fast"], "squeezenet1_0", 16, 1, None, lambda _: None)
+    assert [t.forwards for arm in took.values() for t in arm] == [16, 16]
+    assert all(t.seconds > 0 and t.each == t.seconds / 16 for arm in took.values() for t in arm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_runs(arm: str) -> None:
+    took = processes.turns([arm], "squeezenet1_0", 140, 1, None, lambda _: None)[arm][0]
+    assert took.seconds > 0
+    assert took.forwards >= 100
+    assert set(black_box.ARMS) >= {*ARMS, *(arm for goal in (*bench.FAST, *bench.EAGER, *bench.WHOLE, *bench.REACH)
+                                            for arm in (goal.above, goal.below))}

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import readme_tables
+from tests.test_zoo_programs import onnx_file
 from xai import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for path, picture in (("image.png", "chelsea"), ("photos/1.jpg", "coffee"), ("photos/2.jpg", "rocket")):
         Image.fromarray(getattr(skimage.data, picture)()).save(folder / path)
+    onnx_file(folder / "net.onnx", "n")
     return folder
 
 

@@ -42,6 +42,7 @@ from xai.subject import Subject, as_targets
 
 CLASSES = {name: catalog.find(name) for name in sorted(catalog.entries())}
 MAPPERS = [name for name, cls in CLASSES.items() if issubclass(cls, Attribution)]
+ATTENTIVE = [name for name, cls in CLASSES.items() if "attention" in cls.needs]
 CAPABILITIES = frozenset({"forward", "gradients", "hooks"})
 LABELS = ("ant", "bee", "cat", "dog")
 SIZE, FEW = 12, 3
@@ -90,11 +91,35 @@ class Net(nn.Module):
         return self.head(self.drop(self.block(self.relu(self.norm(self.stem(x))))))
 
 
+class Looking(Net):
+    """The same around a transformer: patches of what the stem gives, three spellings of attention, the class token."""
+
+    def __init__(self, head: str, spelling: str, width: int = 6) -> None:
+        super().__init__(head, spelling, width)
+        self.look, self.head = Attentive(), nn.Sequential(nn.Flatten(), nn.Linear(width, len(LABELS)))
+        self.look.head = nn.Linear(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(self.relu(self.norm(self.stem(x))), 2)
+        return self.head(self.drop(self.block(self.look(x[:, :3] - x[:, 3:])[..., None, None])))
+
+
+KIND: dict[str, type[Net]] = {"net": Net}  # what `net` makes: for methods that read attention a transformer
+
+
+@pytest.fixture(autouse=True)
+def _suited(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that read attention are asked about a transformer wherever the others get convolutions."""
+    asked = getattr(request.node, "callspec", None)
+    if asked is not None and asked.params.get("name") in ATTENTIVE:
+        monkeypatch.setitem(KIND, "net", Looking)
+
+
 def net(head: str = "pooled", spelling: str = "module") -> Net:
     """In eval mode; all spellings of one head have the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        made = Net(head, spelling)
+        made = KIND["net"](head, spelling)
         for part in made.modules():
             if isinstance(part, nn.BatchNorm2d):
                 nn.init.uniform_(part.running_mean, -0.3, 0.3)
@@ -235,13 +260,18 @@ def maps(result: Result) -> dict[tuple[str | None, str], Tensor]:
     return found
 
 
-def agree(actual: Result, expected: Result, share: float = 1e-5) -> None:
-    """Every map of `actual` equals the one of that picture in `expected`, within a share of its maximum."""
+def agree(actual: Result, expected: Result) -> None:
+    """Every map of `actual` equals the one of that picture in `expected`, within 1e-5 of its maximum.
+
+    What is made of differences of scores gets five times as much: masks change the scores of these small networks by a
+    thousandth, of which float32 rounds away that share (tests/test_sampler.py asks a real network for 1e-5).
+    """
+    share = 5e-5 if "forward" in CLASSES[actual.analyzer].needs else 1e-5
     mine, theirs = maps(actual), maps(expected)
     assert mine
     assert mine.keys() <= theirs.keys()
     for key, values in mine.items():
-        top = float(theirs[key].abs().max())
+        top = float(theirs[key[0], key[1].removesuffix(" error")].abs().max())  # an error is read beside its map
         assert top > 0
         assert_close(values, theirs[key], rtol=0, atol=share * top, msg=lambda text, key=key: f"{key}: {text}")
 
@@ -367,7 +397,7 @@ def test_a_module_that_cannot_be_copied_is_used_in_eval_mode_and_stays_as_it_was
     result = explained(name, module)
     assert state(module) == before
     assert content(result) == content(explained(name, Uncopied(net()).eval()))
-    assert not any(flat(values) for values in maps(result).values())
+    assert not any(flat(values) for key, values in maps(result).items() if not key[1].endswith(" error"))
 
 
 @every_mapper
@@ -381,7 +411,7 @@ def test_a_transformer_gets_the_same_map_in_any_batch_or_a_sentence(name: str) -
         refused(problem)
         return
     agree(mapped(images(3)[1:2]), together)
-    assert not any(flat(values) for values in maps(together).values())
+    assert not any(flat(values) for key, values in maps(together).items() if not key[1].endswith(" error"))
 
 
 @every
@@ -467,7 +497,7 @@ def test_nothing_is_left_behind_where_passes_fail(name: str, way: str, problem: 
             assert len(result.verdicts) < len(expected.verdicts)
         assert state(module) == before
     assert told or not passes
-    assert passes or name not in MAPPERS
+    assert passes or name not in MAPPERS or (way == "back" and "gradients" not in CLASSES[name].needs)
     meter.fail_from = None
     assert content(explained(name, module)) == content(expected)
 
@@ -504,7 +534,7 @@ def test_the_planned_cost_is_the_counted_cost_and_what_the_network_saw(name: str
     meter.passes.clear()
     warm = passes(analyzer(name)(made))  # the resolver has been asked: all passes are the method's and the checks'
     assert warm == cold
-    if name in MAPPERS:
+    if name in MAPPERS and not CLASSES[name].upper:
         assert (planned.forwards, planned.backwards) == warm[:2]
     else:
         assert planned.forwards >= warm[0]
@@ -534,14 +564,20 @@ def test_the_plan_is_what_the_run_counts(name: str, target: str) -> None:
         assert " - " in target
         return
     counted = [passes(result) for result in results]
-    for row, result, one in zip(rows, results, counted, strict=True):
-        assert (row.target, row.forwards, row.backwards) == (result.target, one[0] - shared.forwards, one[1])
-        assert row.checks == one[2] + one[3]
     whole = analyzer(name).cost(Subject((made,), images(3), as_targets(target)))
     assert whole.forwards == shared.forwards + sum(row.forwards for row in rows)
     assert whole.backwards == sum(row.backwards for row in rows)
-    assert made.cost.forwards == whole.forwards + sum(one[2] for one in counted)
-    assert made.cost.backwards == whole.backwards + sum(one[3] for one in counted)
+    spent = counted[:1] if CLASSES[name].shares else counted  # what is shared stands in full in each record
+    assert made.cost.forwards == shared.forwards + sum(one[0] - shared.forwards + one[2] for one in spent)
+    assert made.cost.backwards == sum(one[1] + one[3] for one in spent)
+    for row, result, one in zip(rows, results, counted, strict=True):
+        free = CLASSES[name].shares and row is not rows[0]
+        told = (shared.forwards + row.forwards, row.backwards) if not free else one[:2]
+        assert (row.target, row.checks) == (result.target, one[2] + one[3])
+        assert (row.forwards, row.backwards) == (0, 0) or not free
+        assert told == one[:2] or (CLASSES[name].upper and all(a >= b for a, b in zip(told, one[:2], strict=True)))
+    if CLASSES[name].shares:
+        assert len(set(counted)) == 1
 
 
 # --- refusals ---
@@ -556,7 +592,10 @@ def test_a_missing_capability_gives_the_sentence_and_the_declared_ones_suffice(n
     elif subject(name).models and "weights" not in CLASSES[name].needs:
         assert analyzer(name)(subject(name, bare)).panels
     enough = analyzer(name)(subject(name, model(capabilities=needs | {"forward"})))
-    assert content(enough)[1] == content(explained(name))[1]
+    if needs - {"forward"} or name not in MAPPERS:
+        assert content(enough)[1] == content(explained(name))[1]
+    else:  # how many inputs a forward takes is not known without hooks
+        agree(enough, explained(name))
 
 
 def refused_for(missing: str, name: str, made: Model) -> None:
@@ -566,6 +605,15 @@ def refused_for(missing: str, name: str, made: Model) -> None:
     assert "lame:net" in said
     assert WANTS[missing] in said
     assert "Use a method " in said
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_a_network_without_attention_gives_the_sentence(name: str) -> None:
+    with pytest.raises(XaiError) as told:
+        analyzer(name)(subject(name, model(Net("pooled", "module").eval(), spec="lame:net")))
+    said = refused(told.value)
+    assert "got lame:net, in which no self-attention is seen" in said
+    assert "Use gradcam" in said
 
 
 @every
@@ -663,7 +711,7 @@ def test_a_flat_map_is_called_flat_and_no_other(name: str, make: Callable[[], nn
         return
     check_verdicts(result)
     if isinstance(module, Net) and level is None:
-        assert not any(flat(values) for values in maps(result).values())
+        assert not any(flat(values) for key, values in maps(result).items() if not key[1].endswith(" error"))
         assert {v.picture for v in result.verdicts if v.passed} == {image.hash for image in result.images}
 
 

@@ -275,8 +275,8 @@ def test_maps_are_float32_for_a_float32_model() -> None:
     assert {mapped(a, batch).dtype for a in FEW} == {torch.float32}
 
 
-def test_a_mask_target_is_asked_of_each_picture_once() -> None:
-    """Its region belongs to a picture, so steps of one picture cannot share a forward; the maps must be the same."""
+def test_a_mask_target_keeps_its_own_region_of_each_picture() -> None:
+    """Its region belongs to a picture and goes with it into every forward."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
     batch = batch_of(made(net), pictures(), chunk=8)

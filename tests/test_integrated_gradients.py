@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from analyzers.attribution._gradients import baseline, blurred
 from analyzers.attribution.input_x_gradient import InputXGradient
 from analyzers.attribution.integrated_gradients import IntegratedGradients
 from tests.gradient_nets import EXACT, SHARED, batch_of, close_to_scale, conv_net, linear_net, made, mapped, pictures
+from xai.baselines import baseline, blurred
 from xai.batch import Batch
 from xai.errors import XaiError
 from xai.images import load_images

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from analyzers.attribution._gradients import baseline
 from analyzers.attribution.deeplift import DeepLIFT
 from analyzers.attribution.guided_backprop import GuidedBackprop
 from analyzers.attribution.input_x_gradient import InputXGradient
@@ -32,6 +31,7 @@ from tests.gradient_nets import (
     unusual,
 )
 from xai.attribution import Attribution
+from xai.baselines import baseline
 from xai.errors import XaiError
 from xai.model import Model
 from xai.panels import Number, Text

@@ -254,9 +254,13 @@ def test_what_people_pass_for_a_target_becomes_targets(given_as: object, texts: 
     assert [t.text for t in as_targets(given_as)] == texts
 
 
-def test_a_target_that_sees_the_places_of_its_own_picture_is_not_repeated() -> None:
-    with pytest.raises(XaiError, match="must be a class for a method that repeats pictures; got 'the region of T-shi"):
-        bind("mask:T-shirt", MAP, kind="map").take([0, 0])
+def test_a_target_that_sees_the_places_of_its_own_picture_takes_them_along() -> None:
+    bound = bind("mask:T-shirt", MAP, kind="map")
+    rows = [1, 0, 1]
+    again = bound.take(rows)
+    assert again.names == tuple(bound.names[i] for i in rows)
+    assert_close(again(MAP[rows]), bound(MAP)[rows], rtol=0, atol=0)
+    assert_close(again.take([2])(MAP[[1]]), bound(MAP)[[1]], rtol=0, atol=0)
 
 
 def test_a_class_beyond_the_given_names_is_called_by_its_number() -> None:

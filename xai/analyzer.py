@@ -55,10 +55,13 @@ class Maps:
 @dataclass(frozen=True)
 class Analyzer:
     """A method with its parameters as fields. `needs`: capabilities (gradients, hooks, forward) and data (images,
-    labels, ...); `version` is raised when the numbers change."""
+    labels, ...); `version` is raised when the numbers change. `shares`: one set of passes serves all targets. `upper`:
+    the planned passes are the most that it takes, it may stop before."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     version: ClassVar[int] = 1
+    shares: ClassVar[bool] = False
+    upper: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -103,16 +106,16 @@ class Analyzer:
         """The fields as plain data."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
-    def passes(self) -> Passes:
-        """What one picture costs beyond its batch's common forward."""
+    def passes(self, model: Model) -> Passes:
+        """What one picture costs on that model beyond its batch's common forward."""
         return Passes()
 
     def cost(self, subject: Subject) -> Cost:
         """Planned passes for a subject, in pictures."""
-        pictures = len(subject.images or ()) * max(1, len(subject.models))
-        per = self.passes()
-        return Cost(forwards=round(pictures * (1 + per.forwards * len(subject.targets))),
-                    backwards=round(pictures * per.backwards * len(subject.targets)))
+        pictures, times = len(subject.images or ()), 1 if self.shares else len(subject.targets)
+        each = [self.passes(model) for model in subject.models]
+        return Cost(forwards=round(sum(pictures * (1 + per.forwards * times) for per in each)),
+                    backwards=round(sum(pictures * per.backwards * times for per in each)))
 
     def check(self, model: Model) -> None:
         """Raise XaiError where the model cannot do what the method needs."""

@@ -22,7 +22,8 @@ FORMATS = ("npy", "png", "overlay")
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a person asked for, before any loading. `weights`: one for all, or one each. `save`: npy, png, overlay."""
+    """What a person asked for, before any loading. `weights`: one for all, or one each. `save`: npy, png, overlay.
+    `chunk`: pictures a batch and inputs a forward (None: by memory and time). `compile`: as in `Model.infer`."""
 
     models: tuple[Any, ...]
     images: tuple[Any, ...] = ()
@@ -35,6 +36,7 @@ class Ask:
     seed: int = 0
     memory_bytes: int | None = None
     chunk: int | None = None
+    compile: bool = False
     save: tuple[str, ...] = ()
     command: str = ""
 
@@ -51,8 +53,10 @@ class Ask:
     def model(self, i: int) -> Model:
         """Load model i."""
         weights = self.weights[i % len(self.weights)] if self.weights else None
-        return as_model(self.models[i], **({"weights": weights, "device": self.device, "precision": self.precision,
-                                            "seed": self.seed} if isinstance(self.models[i], str) else {}))
+        model = as_model(self.models[i], **({"weights": weights, "device": self.device, "precision": self.precision,
+                                             "seed": self.seed} if isinstance(self.models[i], str) else {}))
+        model.compiled = model.compiled or self.compile
+        return model
 
 
 def analyzers_of(ask: Ask) -> list[Any]:
@@ -109,7 +113,8 @@ def replay(ask: Ask) -> str:
              *(w for k, v in ask.settings.items() for w in ("--set", f"{k}={v}")),
              *(["--device", ask.device] if ask.device != "auto" else []),
              *(["--precision", ask.precision] if ask.precision else []),
-             *(["--memory", str(ask.memory_bytes)] if ask.memory_bytes else [])]
+             *(["--memory", str(ask.memory_bytes)] if ask.memory_bytes else []),
+             *(["--compile"] if ask.compile else [])]
     return shlex.join(words)
 
 

@@ -37,8 +37,17 @@ class Attribution(Analyzer):
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """The raw maps (n, h, w) of a batch."""
-        raise error(f"the method {self.name()}", "one with its own maps", "an abstract one",
-                    "Use one from `xai methods list`")
+        if not self.shares:
+            raise error(f"the method {self.name()}", "one with its own maps", "an abstract one",
+                        "Use one from `xai methods list`")
+        return self.maps_for(batch, [target])[0]
+
+    def maps_for(self, batch: Batch, targets: Sequence[Bound], owners: Sequence[int] = ()) -> list[Maps]:
+        """The maps for several targets; a method that `shares` writes this one, and makes them of the same passes.
+
+        owners: for each target the number of the one that it is compared with, its own where it was asked for.
+        """
+        return [self.maps(batch, target) for target in targets]
 
     def layers(self) -> tuple[str, ...]:
         """The layers whose activations it reads, so that one forward serves all methods."""
@@ -46,6 +55,8 @@ class Attribution(Analyzer):
 
     def cheaper(self) -> Attribution:
         """The same method with fewer steps or samples, for checks; itself where it has none to spare."""
+        if self.shares:
+            return self
         names = {f.name for f in dataclasses.fields(self)} & {"steps", "samples"}
         return dataclasses.replace(self, **{name: min(getattr(self, name), FEW) for name in names})
 
@@ -55,11 +66,13 @@ class Attribution(Analyzer):
         less = [f"{cheaper[name]} {name}" for name, value in self.parameters().items() if cheaper[name] != value]
         return f"Both maps were made with {', '.join(less)}." if less else ""
 
-    def check_passes(self) -> Passes | None:
+    def check_passes(self, model: Model) -> Passes | None:
         """What the check by another class costs a picture: a map for that class and, if the cheaper form makes it, one
         for the class itself. None where that is more than CHECK."""
+        if self.shares:
+            return Passes()
         cheaper = self.cheaper()
-        per, maps = cheaper.passes(), 1 if cheaper == self else 2
+        per, maps = cheaper.passes(model), 1 if cheaper == self else 2
         if maps * per.work > CHECK:
             return None
         return Passes(maps * per.forwards, maps * per.backwards)
@@ -80,6 +93,25 @@ class Leaf:
     image: ImageRecord
     panels: tuple[AnyPanel, ...]
     verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Maps (n, h, w) for each picture's class and for the best other class, whose names these are."""
+
+    own: Tensor
+    other: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made of one batch for one target, and what that took."""
+
+    bound: Bound
+    maps: Maps
+    rival: Rival | None
+    cost: Cost
 
 
 @dataclass
@@ -106,23 +138,20 @@ class Sheet:
     @property
     def work(self) -> float:
         """What one picture is planned to cost beyond the common forward, with its check, in forwards."""
-        check = self.analyzer.check_passes()
-        return 0 if self.hopeless else self.analyzer.passes().work + (check.work if check else 0)
+        if self.hopeless:
+            return 0
+        check = self.analyzer.check_passes(self.model)
+        return self.analyzer.passes(self.model).work + (check.work if check else 0)
 
     def want(self, batch: Batch) -> None:
         """Ask the batch for the activations of the method's layers, before its one forward."""
         batch.want(*self.analyzer.layers())
 
-    def add(self, batch: Batch, common: Sequence[AnyPanel], shared_seconds: float) -> None:
-        """Make the maps of one batch and judge them. Nothing is kept of a batch that raises or is interrupted."""
-        count, started = self.model.cost, time.perf_counter()
-        before = (count.forwards, count.backwards)
-        bound = batch.bind(self.target)
-        maps = self.analyzer.maps(batch, bound)
-        middle, seconds = (count.forwards, count.backwards), time.perf_counter() - started + shared_seconds
-        values, errors = maps.values.detach().float().cpu(), maps.error
-        rival, how = self._rival(batch, bound, values), self.analyzer.spared()
-        panels = [*common, *maps.panels]
+    def add(self, batch: Batch, made: Made, common: Sequence[AnyPanel], shared_seconds: float) -> None:
+        """Judge and keep the maps of one batch."""
+        bound, rival, how = made.bound, made.rival, self.analyzer.spared()
+        values, errors = made.maps.values.detach().float().cpu(), made.maps.error
+        panels = [*common, *made.maps.panels]
         leaves: list[Leaf] = []
         for i, (digest, image) in enumerate(zip(batch.hashes, batch.images, strict=True)):
             if bound.skip and bound.skip[i]:
@@ -136,48 +165,23 @@ class Sheet:
             verdicts = [health.finite(values[i], digest), health.varied(values[i], digest),
                         health.shown(values[i], self.analyzer.view, digest)]
             if rival is not None:
-                own, other, names = rival
-                verdicts.append(health.class_sensitive(own[i], other[i], names[i], digest, self.analyzer.view, how))
+                verdicts.append(health.class_sensitive(rival.own[i], rival.other[i], rival.names[i], digest,
+                                                       self.analyzer.view, how))
             beside = [p for p in panels if p.picture == digest]
             leaves.append(Leaf(record, (*beside, heat), tuple(v for v in verdicts if v is not None)))
         self.cost = dataclasses.replace(
-            self.cost, seconds=self.cost.seconds + seconds,
-            forwards=self.cost.forwards + middle[0] - before[0] + len(batch),
-            backwards=self.cost.backwards + middle[1] - before[1],
-            check_forwards=self.cost.check_forwards + count.forwards - middle[0],
-            check_backwards=self.cost.check_backwards + count.backwards - middle[1])
+            self.cost, seconds=self.cost.seconds + made.cost.seconds + shared_seconds,
+            forwards=self.cost.forwards + made.cost.forwards + len(batch),
+            backwards=self.cost.backwards + made.cost.backwards,
+            check_forwards=self.cost.check_forwards + made.cost.check_forwards,
+            check_backwards=self.cost.check_backwards + made.cost.check_backwards)
         self.leaves += leaves
-
-    def tried(self, batch: Batch, common: Sequence[AnyPanel], shared_seconds: float) -> bool:
-        """Add a batch and say whether that went well; what an XaiError says is noted."""
-        try:
-            self.add(batch, common, shared_seconds)
-        except XaiError as problem:
-            self.miss(batch, problem)
-            return False
-        return True
 
     def miss(self, batch: Batch, problem: XaiError) -> None:
         """Note what came instead of a picture's map; a batch of several is asked again one by one and tells nothing."""
         if len(batch) == 1:
             self.problem = self.problem or problem
             self.lost.append(batch.images[0].name)
-
-    def _rival(self, batch: Batch, bound: Bound, values: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]] | None:
-        """Maps (n, h, w) for the class and for the best other class of each picture, with that one's name; both in the
-        method's cheaper form where it has one. None where meaningless, too dear, or no map comes of it."""
-        output = batch.output()
-        if bound.classes is None or output.ndim != 2 or output.shape[1] < 2 or self.analyzer.check_passes() is None:
-            return None
-        first, second = output.topk(2, 1).indices.T
-        other = torch.where(first == bound.classes, second, first)
-        names = tuple(self.model.class_name(c) for c in other.tolist())
-        cheaper = self.analyzer.cheaper()
-        try:
-            own = values if cheaper == self.analyzer else cheaper.maps(batch, bound).values.detach().float().cpu()
-            return own, cheaper.maps(batch, of_classes(other, names)).values.detach().float().cpu(), names
-        except XaiError:  # the map for the class itself is there: it goes without this check
-            return None
 
     def result(self, command: str, seed: int) -> Result:
         """The record."""
@@ -217,7 +221,9 @@ def attribute(sheets: Sequence[Sheet], subject: Subject, progress: Progress | No
     bad = None if failures is None else lambda name, said: failures.append(Failure(name=name, sentence=said))
     if all(sheet.hopeless for sheet in sheets):
         return
-    with _reported(model, len(images) * (1 + sum(sheet.work for sheet in sheets)), progress):
+    work = sum(group[0].work if group[0].analyzer.shares else sum(sheet.work for sheet in group)
+               for group in _groups([sheet for sheet in sheets if not sheet.hopeless]))
+    with _reported(model, len(images) * (1 + work), progress):
         for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes, chunk=chunk, bad=bad):
             _one_batch(sheets, batch)
             if all(sheet.hopeless for sheet in sheets):
@@ -255,11 +261,95 @@ def _one_batch(sheets: Sequence[Sheet], batch: Batch) -> None:
         for sheet in left:
             sheet.hopeless = sheet.hopeless or (len(batch) > 1 and not sheet.leaves)
         return
-    for sheet in left:
-        if not sheet.tried(batch, common, shared) and len(batch) > 1:
+    for group in _groups(left):
+        failed = _tried(group, batch, common, shared)
+        if failed and len(batch) > 1:
             for one in batch.singles():
-                sheet.tried(one, common, 0.0)
-            sheet.hopeless = not sheet.leaves  # where none of a batch gets a map, none will
+                _tried(failed, one, common, 0.0)
+            for sheet in failed:
+                sheet.hopeless = not sheet.leaves  # where none of a batch gets a map, none will
+
+
+def _groups(sheets: Sequence[Sheet]) -> list[list[Sheet]]:
+    """The sheets that are made together: the targets of a method that shares its passes, every other one alone."""
+    groups: list[list[Sheet]] = []
+    for sheet in sheets:
+        if sheet.analyzer.shares and groups and groups[-1][0].analyzer is sheet.analyzer:
+            groups[-1].append(sheet)
+        else:
+            groups.append([sheet])
+    return groups
+
+
+def _tried(group: Sequence[Sheet], batch: Batch, common: Sequence[AnyPanel], shared_seconds: float) -> list[Sheet]:
+    """Make the maps of a batch and add them; what an XaiError says is noted, and whose map it cost is returned.
+
+    Nothing is kept of a batch that raises or is interrupted.
+    """
+    fit: list[Sheet] = []
+    failed: list[Sheet] = []
+    for sheet in group:
+        try:
+            batch.bind(sheet.target)
+            fit.append(sheet)
+        except XaiError as problem:
+            sheet.miss(batch, problem)
+            failed.append(sheet)
+    try:
+        made = _made(fit[0].analyzer, batch, [batch.bind(sheet.target) for sheet in fit]) if fit else []
+    except XaiError as problem:
+        for sheet in fit:
+            sheet.miss(batch, problem)
+        return [*failed, *fit]
+    for sheet, one in zip(fit, made, strict=True):
+        sheet.add(batch, one, common, shared_seconds)
+    return failed
+
+
+def _made(analyzer: Attribution, batch: Batch, bounds: Sequence[Bound]) -> list[Made]:
+    """The maps of one method for one target, or for several that share its passes: each then states all of them."""
+    count, started = batch.model.cost, time.perf_counter()
+    before = (count.forwards, count.backwards)
+    rivals = [_rival(analyzer, batch, bound) for bound in bounds]
+    beside = [i for i, rival in enumerate(rivals) if rival is not None] if analyzer.shares else []
+    maps = analyzer.maps_for(batch, [*bounds, *(r for i, r in enumerate(rivals) if r is not None and i in beside)],
+                             (*range(len(bounds)), *beside))
+    middle, seconds = (count.forwards, count.backwards), time.perf_counter() - started
+    others = iter(maps[len(bounds):])
+    found: list[Rival | None] = []
+    for made, bound, rival in zip(maps, bounds, rivals, strict=False):
+        own = made.values.detach().float().cpu()
+        if rival is None:
+            found.append(None)
+        elif analyzer.shares:
+            found.append(Rival(own, next(others).values.detach().float().cpu(), rival.names))
+        else:
+            found.append(_checked(analyzer, batch, bound, rival, own))
+    cost = Cost(forwards=middle[0] - before[0], backwards=middle[1] - before[1], seconds=seconds,
+                check_forwards=count.forwards - middle[0], check_backwards=count.backwards - middle[1])
+    return [Made(bound, made, rival, cost) for bound, made, rival in zip(bounds, maps, found, strict=False)]
+
+
+def _rival(analyzer: Attribution, batch: Batch, bound: Bound) -> Bound | None:
+    """The best other class of each picture; None where that is meaningless or its map too dear."""
+    output = batch.output()
+    if bound.classes is None or output.ndim != 2 or output.shape[1] < 2 or analyzer.check_passes(batch.model) is None:
+        return None
+    first, second = output.topk(2, 1).indices.T
+    other = torch.where(first == bound.classes, second, first)
+    return of_classes(other, tuple(batch.model.class_name(c) for c in other.tolist()))
+
+
+def _checked(analyzer: Attribution, batch: Batch, bound: Bound, rival: Bound, own: Tensor) -> Rival | None:
+    """Both maps in the method's cheaper form where it has one; None where no map comes of it: the map itself is there,
+    and goes without this check."""
+    cheaper = analyzer.cheaper()
+    try:
+        if cheaper != analyzer:
+            own = cheaper.maps(batch, bound).values.detach().float().cpu()
+        return Rival(own, cheaper.maps(batch, rival).values.detach().float().cpu(), rival.names)
+    except XaiError:
+        return None
 
 
 def _guarded(sheet: Sheet, act: Callable[..., None], *args: Any) -> None:

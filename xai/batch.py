@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,25 @@ from xai import seeds
 from xai.errors import error
 from xai.images import Image
 from xai.layers import Capture, LayerView
+from xai.pace import Pace
 from xai.preprocessing import Frame, Prepared
 from xai.targets import Bound, Target
 
 if TYPE_CHECKING:
     from xai.model import Model
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """How many inputs go together: pictures a batch; for many inputs of one picture, the memory in bytes that a forward
+    may take (None: half of what is free) and a number that is fixed (None: searched)."""
+
+    batch: int = 0
+    memory_bytes: int | None = None
+    fixed: int | None = None
+
+
+ALONE = Pacing()
 
 
 class Batch:
@@ -29,9 +44,9 @@ class Batch:
     """
 
     def __init__(self, model: Model, images: Sequence[Image], prepared: Sequence[Prepared], seed: int = 0,
-                 truth: Sequence[int | str | None] = (), chunk: int = 0) -> None:
+                 truth: Sequence[int | str | None] = (), pacing: Pacing = ALONE) -> None:
         self.model = model
-        self.chunk = max(chunk, len(images))
+        self.pacing, self.chunk = pacing, max(pacing.batch, len(images))
         self.images = tuple(images)
         self.inputs: Tensor = torch.stack([p.input for p in prepared]).to(model.device, model.dtype)
         self.seen: tuple[np.ndarray, ...] = tuple(p.seen for p in prepared)
@@ -52,9 +67,14 @@ class Batch:
         """Each picture as a batch of its own, for the same layers."""
         for i, image in enumerate(self.images):
             ready = Prepared(self.inputs[i], self.seen[i], self.frames[i])
-            one = Batch(self.model, [image], [ready], self.seed, [self.truth[i]], self.chunk)
+            one = Batch(self.model, [image], [ready], self.seed, [self.truth[i]], self.pacing)
             one.want(*self._wanted)
             yield one
+
+    @property
+    def pace(self) -> Pace:
+        """How many inputs one forward takes where a picture is asked about many of them."""
+        return self.model.pace(self.inputs.shape[1:], self.pacing.memory_bytes, self.pacing.fixed)
 
     def boxes(self, i: int) -> np.ndarray | None:
         """The boxes (k, 4) of picture i in the input's pixels, or None."""

@@ -17,6 +17,7 @@ from xai.errors import XaiError, did_you_mean, error
 if TYPE_CHECKING:
     from xai.analyzer import Analyzer
 
+NEEDS = {"Attribution": ("gradients", "images"), "Perturbation": ("forward", "images")}  # of a class that says nothing
 FOLDER = Path(__file__).resolve().parent.parent / "analyzers"
 GROUP = "xai.analyzers"
 
@@ -72,7 +73,8 @@ def _read(path: Path) -> Entry:
                     "Name files that hold none _name.py")
     docstring = ast.get_docstring(node) or ""
     needs = next((_strings(s.value) for s in node.body if isinstance(s, (ast.Assign, ast.AnnAssign))
-                  and s.value is not None and _target(s) == "needs"), ("gradients", "images"))
+                  and s.value is not None and _target(s) == "needs"),
+                 next((NEEDS[b] for b in map(ast.unparse, node.bases) if b in NEEDS), ()))
     return Entry(path.stem, path.parent.name, f"analyzers.{path.parent.name}.{path.stem}", docstring.partition("\n")[0],
                  node.name, docstring, needs, tuple(_fields(node)))
 

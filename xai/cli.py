@@ -68,6 +68,8 @@ Precision = Annotated[str, typer.Option("--precision",
                                         help="float32, float64, bfloat16, float16 (default: the weights' own).")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", parser=_seed, metavar="INTEGER")]
 Memory = Annotated[str, typer.Option("--memory", help="Memory budget such as 4G (default: half of what is free).")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network for methods of many forwards: half a "
+                                       "minute of building, then faster.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on standard output.")]
@@ -90,13 +92,13 @@ def root(context: typer.Context, version: ShowVersion = False, traceback: Traceb
 def explain(images: Annotated[list[str], typer.Argument(help="Pictures, folders, Parquet files or sample:NAME.")],
             model: Model = [], method: Method = ["gradcam"], target: TargetText = "top1", layer: Layer = "",  # noqa: B006  # typer copies
             set_: Setting = [], weights: Weights = [], out: Out = "", save: Save = "", device: Device = "auto",  # noqa: B006  # typer copies
-            precision: Precision = "", seed: Seed = 0, memory: Memory = "", open_: Open = False, quiet: Quiet = False,
-            json_: Json = False, dry_run: Dry = False) -> None:
+            precision: Precision = "", seed: Seed = 0, memory: Memory = "", compile_: Compile = False,
+            open_: Open = False, quiet: Quiet = False, json_: Json = False, dry_run: Dry = False) -> None:
     """Explain pictures: where in the image a model saw a class. One page for all pictures, models and methods."""
     from xai.ask import DEFAULT_MODEL
 
     _go(_ask(images, model or [DEFAULT_MODEL], method, target, layer, set_, weights, save, device, precision, seed,
-             memory), out, open_, quiet, json_, dry_run)
+             memory, compile_), out, open_, quiet, json_, dry_run)
 
 
 @app.command()
@@ -105,10 +107,11 @@ def analyze(method: Annotated[str, typer.Argument(help="The analyzer; see `xai m
             model: Model = [], data: Annotated[list[str], typer.Option("--data", help="Pictures or a data set.")] = [],  # noqa: B006  # typer copies
             target: TargetText = "top1", layer: Layer = "", set_: Setting = [], weights: Weights = [], out: Out = "",  # noqa: B006  # typer copies
             save: Save = "", device: Device = "auto", precision: Precision = "", seed: Seed = 0, memory: Memory = "",
-            open_: Open = False, quiet: Quiet = False, json_: Json = False, dry_run: Dry = False) -> None:
+            compile_: Compile = False, open_: Open = False, quiet: Quiet = False, json_: Json = False,
+            dry_run: Dry = False) -> None:
     """Run one analyzer of any kind on models and data."""
-    _go(_ask(data, model, [method], target, layer, set_, weights, save, device, precision, seed, memory),
-        out, open_, quiet, json_, dry_run)
+    _go(_ask(data, model, [method], target, layer, set_, weights, save, device, precision, seed, memory,
+             compile_), out, open_, quiet, json_, dry_run)
 
 
 @app.command()
@@ -130,7 +133,8 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that xai wrote.
 
 
 def _ask(images: list[str], model: list[str], method: list[str], target: str, layer: str, settings: list[str],
-         weights: list[str], save: str, device: str, precision: str, seed: int, memory: str) -> Ask:
+         weights: list[str], save: str, device: str, precision: str, seed: int, memory: str,
+         compile_: bool) -> Ask:
     from xai.ask import Ask
 
     pairs: dict[str, str] = {"layer": layer} if layer else {}
@@ -143,7 +147,7 @@ def _ask(images: list[str], model: list[str], method: list[str], target: str, la
     names = tuple(n.strip() for text in method for n in text.split(",") if n.strip())
     return Ask(models=tuple(model), images=tuple(images), methods=names, target=target, settings=pairs,
                weights=tuple(weights), device=device, precision=precision or None, seed=seed,
-               memory_bytes=parse_bytes(memory),
+               memory_bytes=parse_bytes(memory), compile=compile_,
                save=tuple(s.strip() for s in save.split(",") if s.strip()), command=shlex.join(["xai", *sys.argv[1:]]))
 
 

@@ -10,6 +10,10 @@ class XaiError(Exception):
     """Bad input, told in one sentence: `<what> must be <expected>; got <this>. <what to do>`."""
 
 
+class OutOfMemory(XaiError):
+    """Memory was too little for what was asked at once; less at once may do."""
+
+
 def error(what: str, expected: str, got: object, do: str) -> XaiError:
     """Build the standard sentence.
 

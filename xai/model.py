@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from xai import seeds
-from xai.batch import Batch
+from xai.batch import Batch, Pacing
+from xai.compiled import Compiled
 from xai.devices import PRECISIONS, free_memory, pick_device
-from xai.errors import XaiError, error
+from xai.errors import OutOfMemory, XaiError, error
 from xai.fast import Fast, fast_form, freeze
 from xai.heads import Head, resolve_head
 from xai.images import Image, Images, load_images
 from xai.layers import LayerView
-from xai.modules import hash_state, kept, moved
+from xai.modules import disinferred, hash_state, kept, moved
+from xai.pace import MAX_CHUNK, MAX_CHUNK_GPU, UNKNOWN, Pace, activation_sizes, fitting
 from xai.preprocessing import Prepared, Preprocessing
 from xai.resolver import list_layers, resolve_layer
 from xai.result import ModelRecord
 from xai.targets import Target
 
-MAX_CHUNK = 32
-MMAP_THRESHOLD = 32 << 20  # glibc maps, faults and unmaps every larger block anew: activations stay under it
 WANTS = {"gradients": "gradients", "hooks": "access to its layers", "forward": "a forward"}
 
 
@@ -89,7 +89,11 @@ class Model:
         self._plain: nn.Module | None = None
         self._fast: Fast | None = None
         self._views: dict[tuple[str, tuple[int, ...]], LayerView] = {}
-        self._largest: int | None = None
+        self._sizes: tuple[int, int] | None = None
+        self._paces: dict[tuple[Any, ...], Pace] = {}
+        self._clean = False
+        self.compiled = False
+        self._compiled: Compiled | None = None
 
     def _placed(self, device: str | torch.device | None, precision: str | None) -> tuple[torch.device, torch.dtype]:
         first = next(iter(self._module.parameters()), None) if self._module is not None else None
@@ -150,15 +154,33 @@ class Model:
         with torch.no_grad():
             return self.run(inputs.to(self.device, self.dtype))
 
-    def run(self, inputs: Tensor, module: nn.Module | None = None) -> Tensor:
+    def infer(self, inputs: Tensor, chunk: int = 0) -> Tensor:
+        """As a call, in inference mode: for many forwards that no gradient passes; compiled where `compiled` is set.
+
+        chunk: how many inputs other such forwards hold (a compiled network is built for one number of them).
+        """
+        with torch.inference_mode():
+            module: Any = None
+            if self.compiled and self._call is None:
+                self._compiled = self._compiled or Compiled(self.fast.module)
+                self._compiled.batch = max(chunk, len(inputs))
+                module = self._compiled
+            output = self.run(inputs.to(self.device, self.dtype), module)
+        if not self._clean and self._call is None:
+            disinferred(self.fast.module)
+            self._clean = True
+        return output.clone()  # an ordinary tensor
+
+    def run(self, inputs: Tensor, module: Callable[[Tensor], Any] | None = None) -> Tensor:
         """One counted forward in the caller's grad mode, in the fast form unless a module is given."""
-        self.cost.add(forwards=len(inputs))
         call: Any = module if module is not None else self._call if self._call is not None else self.fast.module
         own = call is self._module  # the caller's network, as it cannot be copied: perhaps it is in training mode
         with kept(self._module) if own else contextlib.nullcontext():
             if own:
                 call.eval()
-            return self._read(self.told(lambda: call(inputs), inputs))
+            output = self._read(self.told(lambda: call(inputs), inputs))
+        self.cost.add(forwards=len(inputs))
+        return output
 
     def _read(self, output: Any) -> Tensor:
         """What the head holds; the first output tells what that is."""
@@ -178,9 +200,10 @@ class Model:
         except XaiError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as problem:
-            raise error("the memory", f"enough for {len(inputs)} pictures of {tuple(inputs.shape[1:])}", "too little",
-                        "Lower --memory, or use smaller pictures") from problem
+            raise _short(inputs) from problem
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, KeyError) as problem:
+            if "can't allocate memory" in str(problem):  # how torch's CPU allocator says it
+                raise _short(inputs) from problem
             first = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__
             raise error("the input", f"one that {self.spec} can run", f"{tuple(inputs.shape)}: {first}",
                         "Check size and channels (?size= on the spec), or the model's own code") from problem
@@ -264,7 +287,7 @@ class Model:
         (name, sentence) for a picture that cannot be used, which is then left out; without it the XaiError is raised.
         A picture that comes again bears its hash with -2, -3, ...
         """
-        chunk = chunk or self.chunk(memory_bytes)
+        pace = Pacing(chunk or self.chunk(memory_bytes), memory_bytes, chunk)
         names = getattr(images, "label_names", None)
         held: list[tuple[Image, Prepared, int | str | None]] = []
         met: Counter[str] = Counter()
@@ -280,46 +303,39 @@ class Model:
                     raise
                 bad(images.names[i] if isinstance(images, Images) else f"picture {i}", str(problem))
                 continue
-            if held and (len(held) == chunk or held[0][1].input.shape != item[1].input.shape):
-                yield self._batch(held, seed, chunk)
+            if held and (len(held) == pace.batch or held[0][1].input.shape != item[1].input.shape):
+                yield self._batch(held, seed, pace)
                 held = []
             held.append(item)
         if held:
-            yield self._batch(held, seed, chunk)
+            yield self._batch(held, seed, pace)
 
-    def _batch(self, held: list[tuple[Image, Prepared, int | str | None]], seed: int, chunk: int) -> Batch:
+    def _batch(self, held: list[tuple[Image, Prepared, int | str | None]], seed: int, pace: Pacing) -> Batch:
         images, prepared, truth = zip(*held, strict=True)
-        return Batch(self, images, prepared, seed, truth, chunk)
+        return Batch(self, images, prepared, seed, truth, pace)
 
     def chunk(self, memory_bytes: int | None = None) -> int:
         """How many pictures a batch takes: from the traced sizes of the activations and the memory budget, 1 to 32."""
+        return self._fitting(memory_bytes)[0]
+
+    def _fitting(self, memory_bytes: int | None) -> tuple[int, int]:
+        """(a batch, the most that fits into memory), in pictures."""
         if self._module is None or "hooks" not in self.capabilities:
-            return 8
-        if self._largest is None:
-            self._trace_sizes()
-        assert self._largest is not None
-        budget = memory_bytes or free_memory(self.device) // 2
-        fits = budget // max(1, self._total * 3)
-        calm = MMAP_THRESHOLD // max(1, self._largest) if self.device.type == "cpu" else MAX_CHUNK
-        return int(max(1, min(MAX_CHUNK, fits, max(calm, 4))))
+            return UNKNOWN, MAX_CHUNK
+        if self._sizes is None:
+            self._sizes = activation_sizes(self._module, lambda: self._probe(self.example()))
+        return fitting(*self._sizes, memory_bytes or free_memory(self.device) // 2, self.device)
 
-    def _trace_sizes(self) -> None:
-        sizes: list[int] = []
-
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                sizes.append(output.numel() * output.element_size())
-
-        assert self._module is not None
-        leaves = [m for m in self._module.modules() if not any(m.children())]
-        handles = [m.register_forward_hook(hook) for m in leaves]
-        try:
-            with torch.no_grad():
-                self._probe(self.example())
-        finally:
-            for handle in handles:
-                handle.remove()
-        self._largest, self._total = max(sizes, default=1), sum(sizes)
+    def pace(self, shape: Sequence[int], memory_bytes: int | None = None, chunk: int | None = None) -> Pace:
+        """How many inputs of that shape (C, H, W) a forward takes where there are many: searched once, unless `chunk`
+        fixes it."""
+        key = (tuple(shape), memory_bytes, chunk, self.compiled)
+        if key not in self._paces:
+            start, fits = self._fitting(memory_bytes)
+            most = min(fits, MAX_CHUNK if self.device.type == "cpu" else MAX_CHUNK_GPU)
+            fixed = chunk is not None or self.compiled
+            self._paces[key] = Pace(chunk or start, chunk or most, fixed)
+        return self._paces[key]
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[nn.Module]:
@@ -346,6 +362,11 @@ class Model:
         if value.requires_grad:
             value.register_hook(lambda g: self.cost.add(backwards=len(g)))  # type: ignore[no-untyped-call]  # torch's own gap
 
+
+
+def _short(inputs: Tensor) -> OutOfMemory:
+    return OutOfMemory(str(error("the memory", f"enough for {len(inputs)} pictures of {tuple(inputs.shape[1:])}",
+                                 "too little", "Lower --memory, or use smaller pictures")))
 
 
 def _given(mean: Sequence[float] | None, std: Sequence[float] | None, size: int | tuple[int, int] | None,

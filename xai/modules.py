@@ -64,6 +64,19 @@ def copied(module: nn.Module) -> nn.Module | None:
         return None
 
 
+def disinferred(module: nn.Module) -> None:
+    """Replace tensors that a forward in inference mode has left in the module (a cache of positions, say) by ordinary
+    ones: else no gradient could pass them later."""
+    for part in module.modules():
+        for key, value in vars(part).items():
+            if isinstance(value, Tensor) and value.is_inference():
+                setattr(part, key, value.clone())
+            elif isinstance(value, dict):
+                for name, inner in value.items():
+                    if isinstance(inner, Tensor) and inner.is_inference():
+                        value[name] = inner.clone()
+
+
 def hash_state(state: dict[str, Any]) -> str:
     """Hex sha256, first 16 digits, over the names, dtypes, shapes and bytes of a state dict."""
     digest = hashlib.sha256()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from xai.analyzer import Analyzer
+from xai.analyzer import Analyzer, Passes
 from xai.ask import Ask, analyzers_of, pictures_of, sorted_out
 from xai.attribution import Attribution
 from xai.batch import Batch
@@ -61,7 +61,7 @@ def plan(ask: Ask) -> Plan:
         rows = [PlanRow(model=model.spec, method="(shared forward)", pictures=n, forwards=n)]
         for analyzer, target in itertools.product(analyzers, targets):
             try:
-                rows.append(_row(analyzer, target, model, batch, n))
+                rows.append(_row(analyzer, target, model, batch, n, first=target is targets[0]))
             except XaiError as problem:
                 if alone:
                     raise
@@ -72,14 +72,14 @@ def plan(ask: Ask) -> Plan:
     return found
 
 
-def _row(analyzer: Analyzer, target: Target, model: Model, batch: Batch | None, n: int) -> PlanRow:
+def _row(analyzer: Analyzer, target: Target, model: Model, batch: Batch | None, n: int, first: bool) -> PlanRow:
     analyzer.check(model)
     check = None
     if isinstance(analyzer, Attribution) and batch is not None:
         batch.want(*analyzer.layers())
         of_classes = batch.bind(target).classes is not None and batch.output().shape[1] > 1
-        check = analyzer.check_passes() if of_classes else None
-    per = analyzer.passes()
+        check = analyzer.check_passes(model) if of_classes else None
+    per = analyzer.passes(model) if first or not analyzer.shares else Passes()
     return PlanRow(model=model.spec, method=analyzer.name(), target=target.text, pictures=n,
                    forwards=round(per.forwards * n), backwards=round(per.backwards * n),
                    checks=round((check.forwards + check.backwards) * n) if check else 0)

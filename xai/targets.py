@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from xai.errors import XaiError, did_you_mean, error
+from xai.errors import did_you_mean, error
 
 Truth = Sequence[int | str | None]
 Labels = Sequence[str] | None
@@ -25,7 +25,7 @@ class Bound:
     `output` is what the head holds: (n, classes) or (n, channels, h, w), for the same n pictures in the same order.
     `classes` (n,) and `versus` (n,) hold class numbers where the target is a class or a contrast, else None. `names`
     says for each picture in words what is explained; `skip` marks pictures for which another target already gives this
-    map.
+    map. `chosen` gives the same target for a choice of pictures where it is another one for each.
     """
 
     score: Callable[[Tensor], Tensor]
@@ -33,6 +33,7 @@ class Bound:
     classes: Tensor | None = None
     versus: Tensor | None = None
     skip: tuple[bool, ...] = ()
+    chosen: Callable[[Sequence[int]], Bound] | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
         value = self.score(output)
@@ -44,10 +45,9 @@ class Bound:
 
     def take(self, rows: Sequence[int]) -> Bound:
         """The same target for a choice of pictures, repeats allowed (a batch of steps of one picture repeats it)."""
+        if self.chosen is not None:
+            return self.chosen(rows)
         if self.classes is None:
-            if len(set(self.names)) > 1 or getattr(self.score, "per_picture", False):
-                raise XaiError(f"the target must be a class for a method that repeats pictures; got {self.names[0]!r}. "
-                               "Name a class, or use a method that asks each picture once.")
             return Bound(self.score, tuple(self.names[i] for i in rows))
         index = torch.as_tensor(list(rows), device=self.classes.device)
         versus = None if self.versus is None else self.versus[index]
@@ -215,14 +215,20 @@ def _mask(output: Tensor, rest: str, labels: Labels) -> Bound:
                                                        output.shape[1]), device=output.device)
     else:
         chosen = torch.stack([row.flatten().bincount(minlength=output.shape[1]).argmax() for row in winner])
-    region = (winner == chosen[:, None, None]).to(output.dtype)
+    return _region(chosen, winner == chosen[:, None, None], tuple(_name(int(c), labels) for c in chosen))
+
+
+def _region(classes: Tensor, region: Tensor, names: tuple[str, ...]) -> Bound:
+    """The sum of a class's logits over a fixed region: classes (n,), region (n, h, w) bool."""
 
     def score(out: Tensor) -> Tensor:
-        rows = torch.arange(len(out), device=out.device)
-        return (out[rows, chosen] * region).sum((1, 2))
+        return (out[torch.arange(len(out), device=out.device), classes] * region.to(out.dtype)).sum((1, 2))
 
-    score.per_picture = True  # type: ignore[attr-defined]  # Bound.take must refuse to repeat it
-    return Bound(score, tuple(f"the region of {_name(int(c), labels)}" for c in chosen))
+    def chosen(rows: Sequence[int]) -> Bound:
+        index = torch.as_tensor(list(rows), device=classes.device)
+        return _region(classes[index], region[index], tuple(names[i] for i in rows))
+
+    return Bound(score, tuple(f"the region of {name}" for name in names), chosen=chosen)
 
 
 def _embedding(output: Tensor, reference: str, embed: Callable[[str], Tensor] | None) -> Bound:

@@ -1,4 +1,4 @@
-"""What the gradient methods share: channel reduction, baselines, seeded noise, moments, the loop over many inputs."""
+"""What the gradient methods share: channel reduction, seeded noise, moments, the loop over many inputs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from xai.batch import Batch
-from xai.errors import XaiError, error
 from xai.panels import Number
 from xai.targets import Bound
 
 REDUCTIONS = ("max_abs", "sum", "sum_abs")
 Point = Callable[[int, int], Tensor]
-LEVELS = {"black": 0.0, "grey": 0.5, "white": 1.0}
-BLUR = 0.1  # standard deviation of the blurred baseline, as a share of the short side
 
 
 def wide(values: Tensor) -> Tensor:
@@ -47,29 +43,14 @@ def gradients(batch: Batch, target: Bound, point: Point, count: int) -> Iterator
 
     A forward holds as many inputs of one picture as the batch's chunk takes and nothing of another, so that rounding,
     which may tip a ReLU over, is the same whatever else is in the batch. They are yielded one by one, never held all
-    together. A target that cannot speak of a picture several times (a mask) is asked of the whole batch at a time.
+    together.
     """
-    n = len(batch)
-    if not repeatable(target, n):
-        for k in range(count):
-            found = batch.input_gradient(torch.stack([point(i, k) for i in range(n)]), target)[1]
-            yield from ((i, k, g) for i, g in enumerate(wide(found)))
-        return
-    for i in range(n):
+    for i in range(len(batch)):
         for first in range(0, count, batch.chunk):
             ks = range(first, min(count, first + batch.chunk))
             inputs = torch.stack([point(i, k) for k in ks])
             found = batch.input_gradient(inputs, target.take([i] * len(ks)))[1]
             yield from ((i, k, g) for k, g in zip(ks, wide(found), strict=True))
-
-
-def repeatable(target: Bound, n: int) -> bool:
-    """Whether the target can speak of one picture several times, or of some of the pictures."""
-    try:
-        target.take(range(n))
-    except XaiError:
-        return False
-    return True
 
 
 def noisy(batch: Batch, method: str, share: float) -> Point:
@@ -113,48 +94,6 @@ class Running:
     def standard_error(self) -> Tensor:
         """Of the mean; zero where one tensor tells nothing about it."""
         return (self.variance(unbiased=True) / self.count).sqrt()
-
-
-def check_baseline(which: str | float, name: str) -> float | None:
-    """The level 0 to 1 of a flat baseline, None for "zero" and "blur". Raises XaiError for anything else."""
-    if which in ("zero", "blur"):
-        return None
-    try:
-        level = LEVELS[which] if isinstance(which, str) and which in LEVELS else float(which)
-    except ValueError:
-        level = -1.0
-    if not 0 <= level <= 1:
-        raise error(f"{name}.baseline", "black, zero, grey, white, blur or a number from 0 to 1", repr(which),
-                    "It is the picture that stands for nothing to see; black is 0 and white 1")
-    return level
-
-
-def baseline(batch: Batch, which: str | float, name: str) -> Tensor:
-    """The baseline of each picture as the network takes it, (n, C, H, W).
-
-    "black", "grey", "white" or a level from 0 to 1: a flat picture; "zero": 0 after normalisation, which is the mean
-    colour; "blur": the picture itself, blurred by a Gaussian of a tenth of its short side. Raises XaiError where a
-    level is asked for and the normalisation is not known.
-    """
-    level = check_baseline(which, name)
-    if which == "zero":
-        return torch.zeros_like(batch.inputs)
-    if which == "blur":
-        return blurred(batch.inputs, BLUR * min(batch.inputs.shape[-2:]))
-    assert level is not None
-    return batch.model.preprocessing.constant(level).to(batch.inputs).expand_as(batch.inputs).contiguous()
-
-
-def blurred(x: Tensor, sigma: float) -> Tensor:
-    """(n, C, H, W) after a Gaussian of standard deviation sigma in pixels, cut at 3 sigma, borders continued."""
-    radius = max(1, round(3 * sigma))
-    place = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    kernel = torch.exp(-0.5 * (place / max(sigma, 1e-6)) ** 2)
-    kernel = (kernel / kernel.sum()).to(x)
-    flat = x.flatten(0, 1)[:, None]
-    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
-    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
-    return flat.view_as(x)
 
 
 def completeness(batch: Batch, values: Tensor, here: Tensor, there: Tensor) -> tuple[Number, ...]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from analyzers.attribution._gradients import repeatable
 from xai.batch import Batch
 from xai.errors import error
 from xai.targets import Bound
@@ -230,9 +229,9 @@ class Opened(Rules):
 
 
 def parts(batch: Batch, target: Bound, size: int) -> Iterator[tuple[slice, Bound]]:
-    """The batch in parts of at most `size` pictures, each with its target; whole where the target cannot be divided."""
+    """The batch in parts of at most `size` pictures, each with its target."""
     n = len(batch)
-    if size >= n or not repeatable(target, n):
+    if size >= n:
         yield slice(0, n), target
         return
     for first in range(0, n, size):

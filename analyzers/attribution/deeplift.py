@@ -11,19 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analyzers.attribution import _propagation as way
-from analyzers.attribution._gradients import (
-    REDUCTIONS,
-    as_map,
-    baseline,
-    check_baseline,
-    completeness,
-    repeatable,
-    wide,
-)
+from analyzers.attribution._gradients import REDUCTIONS, as_map, completeness, wide
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
+from xai.baselines import baseline, check_baseline
 from xai.batch import Batch
 from xai.errors import error
+from xai.model import Model
 from xai.targets import Bound
 
 CURVES: tuple[way.Rule, ...] = (
@@ -164,7 +158,7 @@ class DeepLIFT(Attribution):
         super().__post_init__()
         check_baseline(self.baseline, self.name())
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """A forward and a backward of the picture and of its baseline."""
         return Passes(forwards=2, backwards=2)
 
@@ -185,10 +179,7 @@ class DeepLIFT(Attribution):
             leaf = torch.cat([x, start]).requires_grad_()
             with _Pairs() as rules:
                 output = batch.model.run(leaf)
-                if repeatable(target, m):  # a target may have curves of its own: a probability, a similarity
-                    both = target.take([*range(m), *range(m)])(output)
-                else:
-                    both = torch.cat([target(output[:m]), target(output[m:])])
+                both = target.take([*range(m), *range(m)])(output)  # it may have curves of its own: a probability
             here, there = both[:m], both[m:]
             found = way.backward(batch, here, [leaf], rules.method, rules.instead)[0]
         return wide(x - start) * wide(found[:m]), here.detach(), there.detach()

@@ -12,6 +12,7 @@ from analyzers.attribution._cam import full
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
+from xai.model import Model
 from xai.panels import Number, View
 from xai.targets import Bound
 
@@ -38,7 +39,7 @@ class EigenCAM(Attribution):
     needs = frozenset({"hooks", "images"})
     view: ClassVar[View] = "relu"
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """Nothing beyond the common forward."""
         return Passes()
 

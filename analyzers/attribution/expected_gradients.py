@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from analyzers.attribution._backgrounds import drawn_from
 from analyzers.attribution._gradients import REDUCTIONS, Running, as_map, gradients, wide
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
-from xai.errors import error
-from xai.images import Images, load_images
+from xai.model import Model
 from xai.targets import Bound
-
-DRAWN = ("colours", "noise")
 
 
 @dataclass(frozen=True)
@@ -38,24 +35,26 @@ class ExpectedGradients(Attribution):
               expected gradients", arXiv:1906.10670, definition of expected gradients
     """
 
-    baselines: str = param("colours", "colours (flat, random), noise (random pixels), or pictures: a folder or pattern")
+    baselines: str = param("colours", "colours (flat, random), noise (random pixels), black, grey, white, zero, blur, "
+                                      "or pictures: a folder or pattern")
     samples: int = param(50, "draws of a baseline and a place on the way, for each picture", low=1)
     reduce: str = param("sum", "what becomes of the channels: sum (signed), max_abs or sum_abs", choices=REDUCTIONS)
 
     needs = frozenset({"gradients", "images"})
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One forward and one backward a sample."""
         return Passes(forwards=self.samples, backwards=self.samples)
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, H, W) at the input's size, with standard errors where reduce is sum."""
-        one, ways = self._one(batch), {}
+        ways: dict[tuple[int, int], Tensor] = {}
+        draw = [drawn_from(batch, i, self.baselines, self.name()) for i in range(len(batch))]
         generators = [batch.generator(i, self.name()) for i in range(len(batch))]
         totals = [Running() for _ in batch.hashes]
 
         def point(i: int, k: int) -> Tensor:
-            start = one(generators[i]).to(batch.inputs)
+            start = draw[i](generators[i]).to(batch.inputs)
             place = torch.rand((), generator=generators[i]).to(start)
             ways[i, k] = batch.inputs[i] - start
             return start + place * ways[i, k]
@@ -67,24 +66,3 @@ class ExpectedGradients(Attribution):
         if self.reduce != "sum" or self.samples == 1:
             return Maps(values)
         return Maps(values, torch.stack([t.standard_error()[0] for t in totals]))
-
-    def _one(self, batch: Batch) -> Callable[[torch.Generator], Tensor]:
-        """What draws one baseline (C, H, W), always on the CPU in float32."""
-        ready, shape = batch.model.preprocessing, batch.inputs.shape[1:]
-        if self.baselines in DRAWN:
-            low, high = ready.constant(0), ready.constant(1)
-            drawn = (shape[0], 1, 1) if self.baselines == "colours" else shape
-            return lambda g: (low + (high - low) * torch.rand(drawn, generator=g)).expand(shape)
-        pictures: Images = load_images(self.baselines)
-        if not len(pictures):
-            raise error(f"{self.name()}.baselines", "a source with a picture", repr(self.baselines), "Name another")
-
-        def one(g: torch.Generator) -> Tensor:
-            chosen = pictures[int(torch.randint(len(pictures), (), generator=g))]
-            found = ready(chosen).input
-            if found.shape != shape:
-                raise error(f"the baseline {chosen.name}", f"of the picture's shape {tuple(shape)} once prepared",
-                            tuple(found.shape), "Take baselines that are prepared as the pictures are")
-            return found
-
-        return one

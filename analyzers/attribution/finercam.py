@@ -12,6 +12,7 @@ from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
+from xai.model import Model
 from xai.panels import View
 from xai.targets import Bound
 
@@ -40,7 +41,7 @@ class FinerCAM(Attribution):
     needs = frozenset({"gradients", "hooks", "images"})
     view: ClassVar[View] = "relu"
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One backward above the layer."""
         return Passes(backwards=1)
 

@@ -17,6 +17,7 @@ from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
 from xai.layers import inside_backward
+from xai.model import Model
 from xai.panels import Number, View
 from xai.targets import Bound
 
@@ -64,7 +65,7 @@ class FullGrad(Attribution):
     needs = frozenset({"gradients", "images"})
     view: ClassVar[View] = "signed"
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One forward and one backward through the whole network."""
         return Passes(forwards=1, backwards=1)
 

@@ -15,6 +15,7 @@ from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
+from xai.model import Model
 from xai.panels import Text, View
 from xai.targets import Bound
 
@@ -70,7 +71,7 @@ class GuidedBackprop(Attribution):
     needs = frozenset({"gradients", "hooks", "images"})
     view: ClassVar[View] = "abs"
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One more forward, with the other ReLUs, and its backward."""
         return Passes(forwards=1, backwards=1)
 

@@ -9,6 +9,7 @@ from analyzers.attribution._cam import seen
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
+from xai.model import Model
 from xai.panels import View
 from xai.targets import Bound
 
@@ -32,7 +33,7 @@ class HiResCAM(Attribution):
     needs = frozenset({"gradients", "hooks", "images"})
     view: ClassVar[View] = "relu"
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One backward above the layer."""
         return Passes(backwards=1)
 

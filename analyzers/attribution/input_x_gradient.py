@@ -8,6 +8,7 @@ from analyzers.attribution._gradients import REDUCTIONS, as_map, gradient, wide
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
+from xai.model import Model
 from xai.targets import Bound
 
 
@@ -30,7 +31,7 @@ class InputXGradient(Attribution):
 
     needs = frozenset({"gradients", "images"})
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One more forward, which records the way to the input, and its backward."""
         return Passes(forwards=1, backwards=1)
 

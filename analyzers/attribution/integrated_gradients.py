@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from analyzers.attribution._gradients import REDUCTIONS, as_map, baseline, check_baseline, completeness, gradients, wide
+from analyzers.attribution._gradients import REDUCTIONS, as_map, completeness, gradients, wide
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
+from xai.baselines import baseline, check_baseline
 from xai.batch import Batch
+from xai.model import Model
 from xai.targets import Bound
 
 
@@ -40,7 +42,7 @@ class IntegratedGradients(Attribution):
         super().__post_init__()
         check_baseline(self.baseline, self.name())
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One forward and backward a step, and the baseline's forward."""
         return Passes(forwards=self.steps + 1, backwards=self.steps)
 

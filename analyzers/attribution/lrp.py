@@ -16,6 +16,7 @@ from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
+from xai.model import Model
 from xai.panels import AnyPanel, Number, Text
 from xai.targets import Bound
 
@@ -180,7 +181,7 @@ class LRP(Attribution):
 
     needs = frozenset({"gradients", "hooks", "images"})
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One more forward, under the rules, and its backward."""
         return Passes(forwards=1, backwards=1)
 

@@ -9,6 +9,7 @@ from analyzers.attribution._gradients import REDUCTIONS, as_map, gradient
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
+from xai.model import Model
 from xai.panels import View
 from xai.targets import Bound
 
@@ -31,7 +32,7 @@ class Saliency(Attribution):
     needs = frozenset({"gradients", "images"})
     view: ClassVar[View] = "abs"
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One more forward, which records the way to the input, and its backward."""
         return Passes(forwards=1, backwards=1)
 

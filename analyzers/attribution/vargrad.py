@@ -11,6 +11,7 @@ from analyzers.attribution._gradients import REDUCTIONS, Running, as_map, gradie
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
+from xai.model import Model
 from xai.panels import View
 from xai.targets import Bound
 
@@ -37,7 +38,7 @@ class VarGrad(Attribution):
     needs = frozenset({"gradients", "images"})
     view: ClassVar[View] = "abs"
 
-    def passes(self) -> Passes:
+    def passes(self, model: Model) -> Passes:
         """One forward and one backward a noisy copy."""
         return Passes(forwards=self.samples, backwards=self.samples)
 

@@ -20,8 +20,9 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 import torch  # noqa: E402  # after the path of the checkout
 from interleave import Arm, Ratio, ratio, seconds  # noqa: E402
+from processes import turns  # noqa: E402
 
-PEERS = ("torch", "torchvision", "grad-cam", "captum", "torchcam")
+PEERS = ("torch", "torchvision", "grad-cam", "captum", "torchcam", "lime", "shap", "scikit-image")
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,25 @@ CAMS = (
     Goal("torch-cam's GradCAM, in ours", "torchcam", "gradcam", least=1.2),
     Goal("seven layer CAMs together, in one Grad-CAM", "seven", "gradcam", most=1.5),
 )
+SQUEEZENET = HERE.parents[2] / "shared/models/squeezenet1_0_imagenet.safetensors"
 HALF_A_SECOND = 0.5
 START = Goal("`xai --help`, in half a second of wall time", "help", "limit", most=1.0)
 GRADIENTS = (Goal("captum's integrated gradients, in ours", "captum", "integrated_gradients", least=1.2),)
+
+MANY = ("rise", "lime", "occlusion", "shap_kernel", "scorecam")
+FAST = tuple(Goal(f"{name}, a forward, in pure forwards of the fast form", name, "fast", most=1.05) for name in MANY)
+EAGER = tuple(Goal(f"{name}, a forward, in plain eager forwards", name, "eager", most=0.85) for name in MANY)
+WHOLE = (
+    Goal("pytorch-grad-cam's AblationCAM, in ours", "pytorch-grad-cam AblationCAM", "ablationcam", least=50),
+    Goal("pytorch-grad-cam's ScoreCAM, in ours", "pytorch-grad-cam ScoreCAM", "scorecam", least=1.1),
+    Goal("captum's Occlusion, in ours", "captum Occlusion", "occlusion", least=1.1),
+    Goal("RISE by the authors' algorithm, in ours", "rise of the authors", "rise", least=1.1),
+    Goal("the lime package, in our LIME", "lime package", "lime", least=1.1),
+    Goal("captum's Lime, in our LIME", "captum Lime", "lime", least=1.1),
+    Goal("captum's KernelShap, in our shap_kernel", "captum KernelShap", "shap_kernel", least=1.1),
+    Goal("shap's Partition with blur, in our shap_partition", "shap Partition", "shap_partition", least=1.0),
+)
+REACH = (Goal("as many full forwards of the fast form, in occlusion", "fast", "occlusion", least=3.0),)
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(asked.threads)
     clock = asked.clock or ("cpu" if asked.threads == 1 else "wall")
     rows = [_start_up(asked.rounds), *(row for net in asked.nets for row in _measured(net, asked, clock))]
+    if asked.samples:
+        rows += _black_box(asked)
     about = _about(asked, clock)
     print("\n" + _plain(rows) + "\n\n" + about)
     if asked.table:
@@ -108,6 +127,29 @@ def _measured(net: str, asked: argparse.Namespace, clock: str) -> list[Row]:
     return rows
 
 
+def _black_box(asked: argparse.Namespace) -> list[Row]:
+    """Methods of many forwards, one thread, each arm in its own process; peers on a quarter of the samples."""
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    weights = str(asked.squeezenet) if asked.squeezenet.is_file() else None
+    real = "squeezenet1_0" + (", ImageNet" if weights else "")
+    rows = []
+    for net, file, goals in (("squeezenet1_0", weights, FAST), ("resnet18", None, (*FAST, *EAGER))):
+        arms = tuple(dict.fromkeys(arm for goal in goals for arm in (goal.above, goal.below)))
+        took = {arm: [t.each for t in all_] for arm, all_ in
+                turns(arms, net, asked.samples, asked.turns, file, say).items()}
+        rows += [Row(real if net == "squeezenet1_0" else net, goal, ratio(took[goal.above], took[goal.below]))
+                 for goal in goals]
+    for net, goals in (("resnet18", WHOLE), ("vgg16", REACH)):
+        arms = tuple(dict.fromkeys(arm for goal in goals for arm in (goal.above, goal.below)))
+        each = goals is REACH  # a pure forward is compared with a forward
+        took = {arm: [t.each if each else t.seconds for t in all_] for arm, all_ in
+                turns(arms, net, max(8, asked.samples // 4), asked.turns, None, say).items()}
+        rows += [Row(net, goal, ratio(took[goal.above], took[goal.below])) for goal in goals]
+    return rows
+
+
 def _rows(net: str, arms: list[Arm], goals: tuple[Goal, ...], rounds: int, clock: str) -> list[Row]:
     started = time.perf_counter()
 
@@ -127,6 +169,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nets", nargs="+", default=["resnet18", "resnet50"], help="torchvision's resnets")
     parser.add_argument("--pictures", type=int, default=8, help="pictures in the batch (default 8)")
     parser.add_argument("--size", type=int, default=224, help="side of the input in pixels (default 224)")
+    parser.add_argument("--samples", type=int, default=1000,
+                        help="masks of the black-box methods (default 1000; 0 leaves these methods out)")
+    parser.add_argument("--turns", type=int, default=3, help="rounds of the black-box methods (default 3)")
+    parser.add_argument("--squeezenet", type=Path, default=SQUEEZENET,
+                        help="weights of squeezenet1_0 (random where the file is missing)")
     parser.add_argument("--table", type=Path, help="also write the table here, in Markdown")
     return parser
 
@@ -146,8 +193,11 @@ def _markdown(rows: list[Row]) -> str:
 def _about(asked: argparse.Namespace, clock: str) -> str:
     peers = ", ".join(f"{name} {version(name)}" for name in PEERS)
     timed = "process CPU time" if clock == "cpu" else "wall time"
+    many = (f" Black-box methods: {asked.samples} samples ({asked.samples // 4} beside peers), 1 picture of 224 x 224, "
+            f"8 inputs a forward, 1 thread, process CPU time, each arm in its own process, median of {asked.turns} "
+            "rounds." if asked.samples else "")
     return (f"{asked.pictures} pictures of {asked.size} x {asked.size}, random weights, {asked.threads} thread(s), "
-            f"{timed}, median of {asked.rounds} rounds in turns after a warm-up; {peers}; {platform.machine()}.")
+            f"{timed}, median of {asked.rounds} rounds in turns after a warm-up; {peers}; {platform.machine()}.{many}")
 
 
 if __name__ == "__main__":

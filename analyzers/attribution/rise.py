@@ -1,0 +1,203 @@
+"""RISE: the mean of random masks, each weighed by the score of what it leaves to see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from xai.analyzer import Passes, param
+from xai.baselines import check_baseline
+from xai.model import Model
+from xai.panels import Axis, Curve, Number
+from xai.perturbation import Found, Perturbation
+from xai.sampler import VALUES, Sampler
+from xai.statistics import spearman
+
+BLOCK = 256  # masks that are drawn at a time, whatever the chunk; after each comes a look at how well the halves agree
+
+
+@dataclass(frozen=True)
+class RISE(Perturbation):
+    """RISE: where a random mask must leave the picture to see for the class to keep its score.
+
+    S = 1 / (N p) sum_i (y_i - mean y) M_i, y_i the score of b + M_i (x - b); M_i a grid of cells that are 1 with
+    probability p, enlarged bilinearly and shifted at random. estimator "paper" leaves the mean of y in, which adds to
+    the map only how often each pixel was shown. By default each mask also shows the same number of cells, so that this
+    number cannot move the score. The map is made from the even and from the odd masks too: when both halves together
+    are expected to rank the pixels as another run would (Spearman's correlation r of the halves, 2 r / (1 + r) of the
+    whole, as Spearman and Brown have it) up to `agree`, no more masks are asked. estimator "paper" asks all of them.
+
+    Reads     one model, images
+    Yields    one map an image, at the input's size, in units of the score, its standard error at every pixel, and how
+              well its halves agree
+    Raises    XaiError if the baseline is flat and the normalisation not known
+    Cost      at most `samples` forwards, whatever the number of targets
+    Reference Petsiuk, Das, Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models",
+              arXiv:1806.07421, eq. 6 and section 3.2
+    """
+
+    samples: int = param(4000, "masks, at most", low=16)
+    estimator: str = param("centred", "centred (and stratified), or paper", choices=("centred", "paper"))
+    grid: int = param(7, "cells a side of a mask", low=1)
+    probability: float = param(0.5, "share of the cells that a mask shows", low=0.01, high=0.99)
+    agree: float = param(0.95, "expected rank correlation with another run at which it stops; 1 = never", low=0, high=1)
+    baseline: str = param("zero", "what is seen instead: zero (the mean colour), black, grey, white, a level, or blur")
+    value: str = param("probability", "the score of a class: logit, probability or log_odds", choices=VALUES)
+
+    upper: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_baseline(self.baseline, self.name())
+
+    def passes(self, model: Model) -> Passes:
+        """One forward a mask."""
+        return Passes(forwards=self.samples)
+
+    def picture(self, sampler: Sampler) -> list[Found]:
+        """(H, W) at the input's size for each target."""
+        masks = Masks(sampler.x, self.grid, sampler.baseline(self.baseline, self.name()))
+        sums: list[_Sums] = []
+        done, settled = 0, set[int]()
+        looks: list[list[tuple[int, float]]] = [[] for _ in sampler.owners]
+        stops = self.estimator != "paper" and self.agree < 1
+        for answer in sampler.ask(self._blocks(sampler), masks.paint):
+            sums = sums or [_Sums(float(y), self.probability, masks.shape) for y in answer.scores.mean(0)]
+            open_ = [t for t, owner in enumerate(sampler.owners) if owner not in settled]
+            _add([sums[t] for t in open_], answer.made, answer.scores[:, open_], done)
+            done += len(answer.codes)
+            if done % BLOCK and done < self.samples:
+                continue
+            for t in open_:
+                looks[t].append((done, self._agreement(sums[t])))
+            if stops:
+                settled |= {t for t in open_ if sampler.owners[t] == t and looks[t][-1][1] >= self.agree}
+            if settled == set(sampler.owners):
+                break
+        return [self._found(sampler, one, look) for one, look in zip(sums, looks, strict=True)]
+
+    def _blocks(self, sampler: Sampler) -> Iterator[Tensor]:
+        """Cells and shifts (k, grid^2 + 2) of each mask, drawn in blocks of one size, so that fewer masks are the first
+        of more; cut where a look at the halves is due."""
+        generator, cells = sampler.generator(self.name()), self.grid**2
+        for first in range(0, self.samples, BLOCK):
+            places = torch.rand(BLOCK, cells, generator=generator)
+            shifts = torch.rand(BLOCK, 2, generator=generator)
+            if self.estimator == "paper":
+                on = places < self.probability
+            else:
+                count = cells * self.probability
+                more = torch.rand(BLOCK, 1, generator=generator) < count - math.floor(count)
+                on = places.argsort(1).argsort(1) < math.floor(count) + more.long()
+            yield torch.cat([on.float(), shifts], 1)[: self.samples - first]
+
+    def _agreement(self, sums: _Sums) -> float:
+        """The expected rank correlation of the whole with another run of as many masks."""
+        r = spearman(*(sums.estimate(half, self.estimator == "centred") for half in (0, 1)))
+        return 2 * r / (1 + r) if r > 0 else r
+
+    def _found(self, sampler: Sampler, sums: _Sums, looks: list[tuple[int, float]]) -> Found:
+        centred = self.estimator == "centred"
+        count, last = looks[-1]
+        title = "Expected rank correlation with another run"
+        said = f"{count} of at most {self.samples} masks; from how well the maps of its even and odd masks agree."
+        panels: list[Any] = [Number(key="agreement", title=title, picture=sampler.picture, note=said,
+                                   value=None if math.isnan(last) else last)]
+        if len(looks) > 1:
+            panels.append(Curve(key="agreement_curve", title="Agreement against masks", picture=sampler.picture,
+                                x=torch.tensor([float(n) for n, _ in looks]).numpy(),
+                                y=torch.tensor([[a for _, a in looks]]).numpy(), names=("agreement",),
+                                axes=(Axis("masks"), Axis("expected rank correlation"))))
+        return Found(sums.estimate(None, centred) / self.probability, sums.error(centred) / self.probability,
+                     tuple(panels))
+
+
+class Masks:
+    """Turns codes into masks (m, H, W) in [0, 1], 1 = shown, and into what the network sees.
+
+    The grid is enlarged to (grid + 1) cells a side, bilinearly and mirrored at its border, and a window of the input's
+    size is cut out at the mask's own shift, less than a cell: two small matrix products a mask.
+    """
+
+    def __init__(self, x: Tensor, grid: int, fill: Tensor) -> None:
+        self.grid, self.shape = grid, (int(x.shape[-2]), int(x.shape[-1]))
+        self._ways = [_windows(size, grid).to(x) for size in self.shape]
+        self._fill, self._gap = fill.to(x), x - fill.to(x)
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        """(m, H, W) for codes (m, grid^2 + 2): the cells, and two shifts in [0, 1) of a cell."""
+        codes = codes.to(self._gap)
+        cells = codes[:, :-2].view(-1, self.grid, self.grid)
+        rows, columns = (way[(codes[:, k - 2] * len(way)).long().clamp_max(len(way) - 1)]
+                         for k, way in enumerate(self._ways))
+        return rows @ cells @ columns.mT
+
+    def paint(self, codes: Tensor, out: Tensor) -> Tensor:
+        """b + M (x - b) into out (m, C, H, W); gives M."""
+        masks = self(codes)
+        torch.addcmul(self._fill, masks[:, None], self._gap, out=out)
+        return masks
+
+
+def _windows(size: int, grid: int) -> Tensor:
+    """(cell, size, grid) float64: for each shift, how much each of the grid's cells counts at each of `size` pixels."""
+    cell = -(-size // grid)
+    up = (grid + 1) * cell
+    place = (torch.arange(up, dtype=torch.float64) + 0.5) * grid / up - 0.5
+    place = (grid - 1 - (grid - 1 - place.abs()).abs()).abs() if grid > 1 else place * 0  # mirrored at both ends
+    whole = (1 - (place[:, None] - torch.arange(grid, dtype=torch.float64)).abs()).clamp_min(0)
+    return torch.stack([whole[shift : shift + size] for shift in range(cell)])
+
+
+class _Sums:
+    """Moments of u = y - level and v = M - p for one target, y its scores and M the masks: near their means, so that
+    single precision is enough for the products. Apart for the even and the odd masks where the halves need them."""
+
+    def __init__(self, level: float, probability: float, shape: tuple[int, int]) -> None:
+        self.level, self.probability = level, probability
+        self.count = torch.zeros(2, dtype=torch.float64)
+        self.scores = torch.zeros(2, 2, dtype=torch.float64)  # by half: sum u, sum u^2
+        self.masks = torch.zeros(5, *shape, dtype=torch.float64)  # v even, v odd, uv even, uv odd, u^2 v
+        self.squares = torch.zeros(3, *shape, dtype=torch.float64)  # v^2, u v^2, u^2 v^2
+
+    def estimate(self, half: int | None, centred: bool) -> Tensor:
+        """mean((y - mean y) M), or mean(y M), of one half or of all; (H, W)."""
+        halves = [0, 1] if half is None else [half]
+        n = self.count[halves].sum()
+        u, v, uv = self.scores[halves, 0].sum() / n, self.masks[halves].sum(0) / n, self.masks[2:4][halves].sum(0) / n
+        return uv - u * v if centred else uv + self.probability * u + self.level * (v + self.probability)
+
+    def error(self, centred: bool) -> Tensor:
+        """The standard error of the estimate, (H, W): of a covariance (to first order), or of a mean."""
+        n = self.count.sum()
+        u, u2 = self.scores.sum(0) / n
+        v, uv, u2v = self.masks[:2].sum(0) / n, self.masks[2:4].sum(0) / n, self.masks[4] / n
+        v2, uv2, u2v2 = self.squares / n
+        # E (u + a)^2 (v + b)^2, multiplied out; a and b make them centred, or y and M again
+        a, b = (-u, -v) if centred else (torch.tensor(self.level).double(), torch.tensor(self.probability).double())
+        spread = u2v2 + 2 * b * u2v + b**2 * u2 + a**2 * (v2 + 2 * b * v + b**2)
+        spread = spread + 2 * a * (uv2 + 2 * b * uv + b**2 * u)
+        found: Tensor = ((spread - self.estimate(None, centred) ** 2).clamp_min(0) / n).sqrt()
+        return found
+
+
+def _add(sums: list[_Sums], masks: Tensor, scores: Tensor, first: int) -> None:
+    """Add masks (m, H, W), the `first`-th and on, with their scores (m, T): two products of small matrices."""
+    odd = (torch.arange(first, first + len(masks)) % 2).double()
+    halves = torch.stack([1 - odd, odd])
+    u = scores.T - torch.tensor([[one.level] for one in sums], dtype=torch.float64)
+    rows = torch.cat([halves, *(torch.cat([halves * own, own[None] ** 2]) for own in u)]).to(masks)
+    flat = masks.flatten(1) - sums[0].probability
+    plain = (rows @ flat).double().cpu().view(len(rows), *masks.shape[1:])
+    weights = torch.cat([torch.ones_like(u[:1]), *(torch.stack([own, own**2]) for own in u)]).to(masks)
+    squared = (weights @ flat.square_()).double().cpu().view(len(weights), *masks.shape[1:])
+    for t, (one, own) in enumerate(zip(sums, u, strict=True)):
+        one.count += halves.sum(1)
+        one.scores += torch.stack([halves @ own, halves @ own**2], 1)
+        one.masks += torch.cat([plain[:2], plain[2 + 3 * t : 5 + 3 * t]])
+        one.squares += torch.cat([squared[:1], squared[1 + 2 * t : 3 + 2 * t]])

@@ -1,0 +1,1 @@
+"""What the network's features are of: parts that many pictures share."""
