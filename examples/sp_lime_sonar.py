@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="SP-LIME on sonar-like pictures.")
     parser.add_argument("--out", type=Path, default=Path("xai-out/sonar"), help="folder of the page")
     parser.add_argument("--pictures", type=int, default=12, help="pictures of each class to pick from")
-    parser.add_argument("--by-class", default="no", help="no, sqrt or each: see `xai methods info sp_lime`")
+    parser.add_argument("--by-class", default="sqrt", help="no, sqrt or each: see `xai methods info sp_lime`")
     parser.add_argument("--architectures", default="", help="networks of torchvision to run too, separated by commas")
     parser.add_argument("--weights", action="append", help='file for the architectures, or "random"')
     parser.add_argument("--seed", type=int, default=0)

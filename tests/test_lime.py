@@ -407,7 +407,9 @@ def test_the_panels_say_what_the_fit_says() -> None:
     assert same == pytest.approx(np.mean([set(row.tolist()) == chosen for row in top]))
     rows = panel(one, "segments").rows
     assert [row[0] for row in rows] == expected.fit.weights.abs().topk(3).indices.tolist()
-    for s, weight, low, high, area, settled, share in rows:
+    drawn = expected.resampled.numpy()
+    for s, weight, low, high, least, most, area, settled, share in rows:
+        assert (least, most) == pytest.approx(np.quantile(drawn[:, s], [0.025, 0.975]))
         assert weight == expected.fit.weights[s]
         assert high - low == pytest.approx(2 * 1.96 * float(expected.fit.error[s]), rel=1e-4)
         assert area == pytest.approx(100 * float((labels == s).double().mean()))

@@ -502,9 +502,9 @@ def test_what_speaks_against_a_class_has_columns_of_its_own() -> None:
     rows = panel(both, "words_0").rows
     assert sorted((str(row[0])[-1], row[2]) for row in rows) == [("+", 1), ("\u2212", 1)]
     assert sorted(picked(both)) == ["green 1", "red 0"]
-    labels = {p.title.split(": ")[1]: [mark.label for mark in p.marks] for p in both.panels if p.key.startswith("pick_")}
-    assert {name: [label[-1] for label in found] for name, found in labels.items()} == {"red 0": ["+"],
-                                                                                       "green 1": ["\u2212"]}
+    drawn = [p for p in both.panels if p.key.startswith("pick_")]
+    signs = {p.title.split(": ")[1]: [mark.label[-1] for mark in p.marks] for p in drawn}
+    assert signs == {"red 0": ["+"], "green 1": ["\u2212"]}
 
 
 def test_w_is_the_sum_of_the_weights_in_a_word() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -133,7 +134,9 @@ class Analyzer:
             self.check(model)
         started = time.perf_counter()
         before = [(m.cost.forwards, m.cost.backwards) for m in subject.models]
-        with torch.inference_mode(False):  # as in `attribute`
+        pictures, per = len(subject.images or ()), [self.passes(model) for model in subject.models]
+        work = pictures * sum(1 + one.work for one in per)
+        with torch.inference_mode(False), reported(subject.models, work, progress):  # the mode as in `attribute`
             panels = tuple(self.run(subject))
         spent = [(m.cost.forwards - f, m.cost.backwards - b) for m, (f, b) in zip(subject.models, before, strict=True)]
         cost = Cost(forwards=sum(f for f, _ in spent), backwards=sum(b for _, b in spent),
@@ -141,10 +144,31 @@ class Analyzer:
         place = subject.models[0] if subject.models else None
         return Result(analyzer=self.name(), version=self.version, title=self.title(),
                       reference=self.section("Reference"), summary=self.section("Yields"), parameters=self.parameters(),
-                      models=tuple(m.record() for m in subject.models), target=subject.targets[0].text,
-                      panels=panels, cost=cost,
+                      models=tuple(m.record(getattr(self, "layer", None)) for m in subject.models),
+                      target=subject.targets[0].text, panels=panels, cost=cost,
                       provenance=provenance(command, subject.seed, str(place.device) if place else "cpu",
                                             precision_name(place) if place else "float32"))
+
+
+@contextlib.contextmanager
+def reported(models: Sequence[Model], work: float, progress: Progress | None) -> Iterator[None]:
+    """Tell `progress` after every pass of the models how much of the planned work is done."""
+    if progress is None:
+        yield
+        return
+    start, total = sum(model.cost.work for model in models), max(1, round(work))
+
+    def told() -> None:
+        progress(min(sum(model.cost.work for model in models) - start, total), total)
+
+    for model in models:
+        model.cost.told = told
+    try:
+        yield
+    finally:
+        for model in models:
+            model.cost.told = None
+    progress(total, total)
 
 
 def precision_name(model: Model) -> str:

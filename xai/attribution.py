@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xai import health
-from xai.analyzer import Analyzer, Maps, Passes, Progress, precision_name
+from xai.analyzer import Analyzer, Maps, Passes, Progress, precision_name, reported
 from xai.batch import Batch
 from xai.errors import XaiError, error
 from xai.model import Model
@@ -223,26 +222,11 @@ def attribute(sheets: Sequence[Sheet], subject: Subject, progress: Progress | No
         return
     work = sum(group[0].work if group[0].analyzer.shares else sum(sheet.work for sheet in group)
                for group in _groups([sheet for sheet in sheets if not sheet.hopeless]))
-    with _reported(model, len(images) * (1 + work), progress):
+    with reported([model], len(images) * (1 + work), progress):
         for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes, chunk=chunk, bad=bad):
             _one_batch(sheets, batch)
             if all(sheet.hopeless for sheet in sheets):
                 break
-
-
-@contextlib.contextmanager
-def _reported(model: Model, work: float, progress: Progress | None) -> Iterator[None]:
-    """Tell `progress` after every pass of the model how much of the planned work is done."""
-    if progress is None:
-        yield
-        return
-    start, total = model.cost.work, max(1, round(work))
-    model.cost.told = lambda: progress(min(model.cost.work - start, total), total)
-    try:
-        yield
-    finally:
-        model.cost.told = None
-    progress(total, total)
 
 
 def _one_batch(sheets: Sequence[Sheet], batch: Batch) -> None:

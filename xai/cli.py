@@ -243,7 +243,7 @@ def _print_plan(rows: list[PlanRow], as_json: bool) -> None:
                f"{'forwards':>9} {'backwards':>9} {'checks':>7}")
     for r in rows:
         typer.echo(f"{r.model:34} {r.method:22} {r.target:14} {r.pictures:8} "
-                   f"{r.forwards:9} {r.backwards:9} {r.checks:7}")
+                   f"{('<=' if r.at_most else '') + str(r.forwards):>9} {r.backwards:9} {r.checks:7}")
     typer.echo(f"{'in all, passes of one picture':81} {sum(r.forwards for r in rows):8} "
                f"{sum(r.backwards for r in rows):9} {sum(r.checks for r in rows):7}")
 

@@ -26,6 +26,13 @@ class Local:
     all: float
     none: float
 
+    def interval(self) -> tuple[Tensor, Tensor] | None:
+        """(low, high), each (n,): the middle 95 % of the weights over the bootstrap's draws; None without draws."""
+        if not len(self.resampled):
+            return None
+        low, high = self.resampled.quantile(torch.tensor([0.025, 0.975], dtype=self.resampled.dtype), dim=0)
+        return low, high
+
     def held(self, count: int) -> tuple[Tensor, float] | None:
         """Over the draws of the bootstrap: the share of them (n,) in which each segment has one of the `count` largest
         absolute weights, and the share in which all of them are those of the fit. None without draws."""

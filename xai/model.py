@@ -74,7 +74,7 @@ class Model:
             raise error("a Model", "made from a module or from a forward callable", "both or neither",
                         "Give one of them")
         self._module, self._call = module, forward
-        self.spec = spec or f"module:{type(module or forward).__name__}"
+        self.spec = spec or f"module:{type(module if module is not None else forward).__name__}"
         self.labels = tuple(labels) if labels is not None else None
         self.capabilities = frozenset(capabilities if capabilities is not None else
                                       ("forward", "gradients", "hooks") if module is not None else ("forward",))

@@ -28,7 +28,7 @@ def kept(module: nn.Module | None) -> Iterator[None]:
                     "Build it outside that block, or load its state dict into one that was")
     modules = list(module.modules())
     training = [(m.training, dict(m._buffers)) for m in modules]
-    hooks = [{k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks") and hasattr(v, "copy")}
+    hooks = [{k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks") and isinstance(v, dict)}
              for m in modules]
     grads = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     for p, _, _ in grads:

@@ -19,7 +19,7 @@ from xai.targets import Target
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
     """One line of a plan: what it is and what it will cost, in passes over one picture each; `checks`: both kinds, for
-    the health checks."""
+    the health checks; `at_most`: the forwards are an upper bound."""
 
     model: str
     method: str
@@ -28,6 +28,7 @@ class PlanRow:
     forwards: int = 0
     backwards: int = 0
     checks: int = 0
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,5 @@ def _row(analyzer: Analyzer, target: Target, model: Model, batch: Batch | None, 
     per = analyzer.passes(model) if first or not analyzer.shares else Passes()
     return PlanRow(model=model.spec, method=analyzer.name(), target=target.text, pictures=n,
                    forwards=round(per.forwards * n), backwards=round(per.backwards * n),
+                   at_most=analyzer.upper and per.forwards > 0,
                    checks=round((check.forwards + check.backwards) * n) if check else 0)

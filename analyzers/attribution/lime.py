@@ -20,6 +20,8 @@ from xai.surrogate import SIGMAS
 
 LOW = 0.5  # an R2 below this is called low
 SURE = 0.95  # of the bootstrap's draws
+INTERVALS = ("95 %: low and high by standard errors that allow for what is not linear; the bootstrap's are the middle "
+             "of its draws, too narrow where masks are few.")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class LIME(Perturbation):
                                  unit="of draws", note=said))
         table = self._table(sampler.unit, labels, found, count)
         return (*panels, Table(key="segments", title=f"The {count} segments of the largest weights", picture=here,
-                               columns=table[0], rows=table[1]), self._drawn(sampler, labels, found, count))
+                               columns=table[0], rows=table[1], note=INTERVALS),
+                self._drawn(sampler, labels, found, count))
 
     def _kept(self, found: Local, count: int) -> tuple[Tensor, float] | None:
         """What the bootstrap says of the top segments; None where there are no others, or no draws."""
@@ -152,12 +155,16 @@ class LIME(Perturbation):
     def _table(self, unit: str, labels: Tensor, found: Local, count: int
                ) -> tuple[tuple[Column, ...], tuple[tuple[int | float | bool | None, ...], ...]]:
         fit, kept, share = found.fit, self._kept(found, count), shares(labels)
+        drawn = found.interval()
         columns = [Column("id"), Column("weight", unit), Column("low", unit), Column("high", unit),
+                   *([Column("bootstrap low", unit), Column("bootstrap high", unit)] if drawn is not None else []),
                    Column("area", "%"), Column("settled")]
         rows: list[tuple[int | float | bool | None, ...]] = []
         for s, sure in zip(fit.top(count).tolist(), self._settled(found, count), strict=True):
             weight, width = float(fit.weights[s]), SIGMAS * float(fit.error[s])
-            row = [s, *(_finite(v) for v in (weight, weight - width, weight + width)), 100 * float(share[s]), sure]
+            ends = [float(end[s]) for end in drawn] if drawn is not None else []
+            row = [s, *(_finite(v) for v in (weight, weight - width, weight + width, *ends)), 100 * float(share[s]),
+                   sure]
             rows.append((*row, *([_finite(float(kept[0][s]))] if kept is not None else [])))
         more = [Column(f"top {count}", "probability")] if kept is not None else []
         return (*columns, *more), tuple(rows)

@@ -54,6 +54,7 @@ class Case:
         self.prepared = self.model.preprocessing(self.image)
         self.x = self.batch().inputs
         self.target = int(self.model(self.x).argmax())  # which also folds the weights
+        self.model.view(self.layer)  # asked once a model, as the folding
 
     def batch(self) -> Batch:
         """The picture as a batch whose forward has not run."""
