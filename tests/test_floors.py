@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.attribution",),
     ("xai.analyzer",),
     ("filterdb*", "xai.subject"),
-    ("xai.local_fit",),
+    ("xai.local_fit", "xai.superpixels"),
     ("xai.sampler",),
     ("xai.baselines", "xai.attention"),
     ("xai.reach", "xai.tail"),

@@ -46,10 +46,11 @@ class Perturbation(Attribution):
         """One after the other: a picture's masks fill the forwards by themselves, whatever else is in the batch."""
         value = str(getattr(self, "value", "logit"))
         by_picture = [self.picture(Sampler(batch, i, targets, value, owners)) for i in range(len(batch))]
-        return [_maps(list(found), batch) for found in zip(*by_picture, strict=True)]
+        return [stacked(list(found), batch) for found in zip(*by_picture, strict=True)]
 
 
-def _maps(found: Sequence[Found], batch: Batch) -> Maps:
+def stacked(found: Sequence[Found], batch: Batch) -> Maps:
+    """The maps of a batch from those of its pictures: float32, or float64 where the model runs in it."""
     dtype = torch.float64 if batch.inputs.dtype == torch.float64 else torch.float32
     errors = [one.error for one in found if one.error is not None]
     return Maps(torch.stack([one.values for one in found]).to(dtype),

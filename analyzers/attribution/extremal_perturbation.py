@@ -19,6 +19,7 @@ from xai.batch import Batch
 from xai.errors import error
 from xai.model import Model
 from xai.panels import AnyPanel, View
+from xai.perturbation import Found, stacked
 from xai.sampler import VALUES
 from xai.targets import Bound
 
@@ -104,12 +105,9 @@ class ExtremalPerturbation(Attribution):
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, H, W) at the input's size, 0 to the number of areas."""
-        found = [self._picture(batch, i, target) for i in range(len(batch))]
-        dtype = torch.float64 if batch.inputs.dtype == torch.float64 else torch.float32
-        return Maps(torch.stack([values for values, _ in found]).to(dtype),
-                    panels=tuple(panel for _, panels in found for panel in panels))
+        return stacked([self._picture(batch, i, target) for i in range(len(batch))], batch)
 
-    def _picture(self, batch: Batch, i: int, target: Bound) -> tuple[Tensor, list[AnyPanel]]:
+    def _picture(self, batch: Batch, i: int, target: Bound) -> Found:
         """All areas together, and nothing of another picture."""
         x, areas = batch.inputs[i], self.shares_of()
         side = min(x.shape[1:])
@@ -139,7 +137,7 @@ class ExtremalPerturbation(Attribution):
             pace = rise if step == 0 else MOMENTUM * pace + (1 - MOMENTUM) * rise
             p = (p + self.rate * pace).clamp(0, 1)
         values = shown.sum(0) if touched else torch.zeros_like(shown[0])
-        return values, self._panels(batch, i, target, mask, scores, rows)
+        return Found(values, panels=tuple(self._panels(batch, i, target, mask, scores, rows)))
 
     def _price(self, mask: Tensor, areas: tuple[float, ...], step: int) -> tuple[Tensor, Tensor]:
         """What the areas cost at this step, (k,) on the CPU, and its gradient at the masks (k, ...)."""

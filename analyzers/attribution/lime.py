@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from xai.analyzer import Passes, param
-from xai.baselines import check_baseline
 from xai.local_fit import APART, Local, explain_segments, forwards
 from xai.model import Model
-from xai.panels import AnyPanel, Column, Mark, Number, Picture, Table, Text
+from xai.panels import AnyPanel, Column, Number, Picture, Table, Text
 from xai.perturbation import Found, Perturbation
 from xai.sampler import VALUES, Sampler
-from xai.segments import check_segmentation, lined, mean_colours, outlines, segment, shares
+from xai.segments import shares
+from xai.superpixels import check_superpixels, drawn, finite, hidden_by, hidden_in_words, superpixels
 from xai.surrogate import SIGMAS
 
 LOW = 0.5  # an R2 below this is called low
@@ -67,9 +66,7 @@ class LIME(Perturbation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_segmentation(self.segmentation, f"{self.name()}.segmentation")
-        if self.baseline != "mean":
-            check_baseline(self.baseline, self.name())
+        check_superpixels(self.segmentation, self.baseline, self.name())
 
     def passes(self, model: Model) -> Passes:
         """One forward a mask; the picture itself is known."""
@@ -77,11 +74,8 @@ class LIME(Perturbation):
 
     def picture(self, sampler: Sampler) -> list[Found]:
         """(H, W) at the input's size for each target."""
-        image, frame = sampler.batch.images[sampler.i], sampler.batch.frames[sampler.i]
-        labels = segment(sampler.batch.seen[sampler.i], self.segmentation, self.segments, self.smooth, frame=frame,
-                         original=image.size, picture=image.name)
-        fill = (mean_colours(sampler.x, labels) if self.baseline == "mean"
-                else sampler.baseline(self.baseline, self.name()))
+        labels = superpixels(sampler, self.segmentation, self.segments, self.smooth)
+        fill = hidden_by(sampler, labels, self.baseline, self.name())
         found = explain_segments(sampler, labels, fill, self.name(), samples=self.samples, paired=self.paired,
                                  width=self.kernel_width, alpha=self.alpha, draws=self.bootstrap,
                                  settle=self.top if self.settle else 0)
@@ -91,9 +85,9 @@ class LIME(Perturbation):
     def _panels(self, sampler: Sampler, labels: Tensor, found: Local) -> tuple[AnyPanel, ...]:
         here, fit, count = sampler.picture, found.fit, min(self.top, int(labels.max()) + 1)
         kept = self._kept(found, count)
-        hidden = "its own mean colour" if self.baseline == "mean" else f"the baseline {self.baseline}"
         asked = (f"From {fit.masks} masks of {len(fit.weights)} segments. The {sampler.unit} is {found.all:.4g} with "
-                 f"all segments shown and {found.none:.4g} with none; a hidden one is replaced by {hidden}.")
+                 f"all segments shown and {found.none:.4g} with none; a hidden one is replaced by "
+                 f"{hidden_in_words(self.baseline)}.")
         weights = (f"What {fit.masks} masks weigh by the kernel of width {self.kernel_width:g}: as many masks of equal "
                    "weight would tell as much. Where it is near their number, the fit is hardly a local one.")
         panels: list[AnyPanel] = [
@@ -107,7 +101,7 @@ class LIME(Perturbation):
                    note=weights)]
         if kept is not None:
             said = f"The share of {self.bootstrap} draws of the bootstrap in which these {count} segments are on top."
-            panels.append(Number(key="stability", title=f"Same top {count}", picture=here, value=_finite(kept[1]),
+            panels.append(Number(key="stability", title=f"Same top {count}", picture=here, value=finite(kept[1]),
                                  unit="of draws", note=said))
         table = self._table(sampler.unit, labels, found, count)
         return (*panels, Table(key="segments", title=f"The {count} segments of the largest weights", picture=here,
@@ -155,28 +149,21 @@ class LIME(Perturbation):
     def _table(self, unit: str, labels: Tensor, found: Local, count: int
                ) -> tuple[tuple[Column, ...], tuple[tuple[int | float | bool | None, ...], ...]]:
         fit, kept, share = found.fit, self._kept(found, count), shares(labels)
-        drawn = found.interval()
+        spread = found.interval()
         columns = [Column("id"), Column("weight", unit), Column("low", unit), Column("high", unit),
-                   *([Column("bootstrap low", unit), Column("bootstrap high", unit)] if drawn is not None else []),
+                   *([Column("bootstrap low", unit), Column("bootstrap high", unit)] if spread is not None else []),
                    Column("area", "%"), Column("settled")]
         rows: list[tuple[int | float | bool | None, ...]] = []
         for s, sure in zip(fit.top(count).tolist(), self._settled(found, count), strict=True):
             weight, width = float(fit.weights[s]), SIGMAS * float(fit.error[s])
-            ends = [float(end[s]) for end in drawn] if drawn is not None else []
-            row = [s, *(_finite(v) for v in (weight, weight - width, weight + width, *ends)), 100 * float(share[s]),
+            ends = [float(end[s]) for end in spread] if spread is not None else []
+            row = [s, *(finite(v) for v in (weight, weight - width, weight + width, *ends)), 100 * float(share[s]),
                    sure]
-            rows.append((*row, *([_finite(float(kept[0][s]))] if kept is not None else [])))
+            rows.append((*row, *([finite(float(kept[0][s]))] if kept is not None else [])))
         more = [Column(f"top {count}", "probability")] if kept is not None else []
         return (*columns, *more), tuple(rows)
 
     def _drawn(self, sampler: Sampler, labels: Tensor, found: Local, count: int) -> Picture:
         weights = found.fit.weights
-        marks = [Mark("outline", polygon, f"{s}: {float(weights[s]):+.3g}") for s in found.fit.top(count).tolist()
-                 for polygon in outlines(labels == s)]
         said = f"{len(weights)} segments ({self.segmentation}); outlined: the {count} of the largest weights."
-        return Picture(key="segments_drawn", title="The segments", picture=sampler.picture, note=said,
-                       pixels=lined(sampler.batch.seen[sampler.i], labels), marks=tuple(marks))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        return drawn(sampler, labels, {s: float(weights[s]) for s in found.fit.top(count).tolist()}, said)

@@ -18,6 +18,7 @@ from xai.baselines import blurred
 from xai.batch import Batch
 from xai.model import Model
 from xai.panels import AnyPanel, Number, View
+from xai.perturbation import Found, stacked
 from xai.sampler import VALUES
 from xai.targets import Bound
 
@@ -73,12 +74,9 @@ class MeaningfulPerturbation(Attribution):
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, h, w), 0 to 1, at the mask's size."""
-        found = [self._picture(batch, i, target) for i in range(len(batch))]
-        dtype = torch.float64 if batch.inputs.dtype == torch.float64 else torch.float32
-        return Maps(torch.stack([values for values, _ in found]).to(dtype),
-                    panels=tuple(panel for _, panels in found for panel in panels))
+        return stacked([self._picture(batch, i, target) for i in range(len(batch))], batch)
 
-    def _picture(self, batch: Batch, i: int, target: Bound) -> tuple[Tensor, list[AnyPanel]]:
+    def _picture(self, batch: Batch, i: int, target: Bound) -> Found:
         x, one = batch.inputs[i], worth(batch, target, i, 1, self.value)
         both = torch.stack([x, softened(x, max(1.0, self.blur * min(x.shape[1:])))])
         mask = self._first(batch, i, target, both).requires_grad_()
@@ -106,7 +104,7 @@ class MeaningfulPerturbation(Attribution):
             worthy, paid = self.score * scores[0], price.item()
             rows.append((worthy + paid, worthy, paid))
         values = 1 - mask.detach() if touched else torch.zeros_like(mask)
-        return values, self._panels(batch, i, target, values, rows, scores)
+        return Found(values, panels=tuple(self._panels(batch, i, target, values, rows, scores)))
 
     def _first(self, batch: Batch, i: int, target: Bound, both: Tensor) -> Tensor:
         """(h, w): the mask at the start."""

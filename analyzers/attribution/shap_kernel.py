@@ -11,14 +11,14 @@ from torch import Tensor
 
 from analyzers.attribution._shap import ends
 from xai.analyzer import Passes, param
-from xai.baselines import check_baseline
 from xai.errors import error
 from xai.model import Model
-from xai.panels import AnyPanel, Column, Mark, Number, Picture, Table, Text
+from xai.panels import AnyPanel, Column, Number, Table, Text
 from xai.perturbation import Found, Perturbation
 from xai.sampler import VALUES, Sampler, shown
-from xai.segments import check_segmentation, lined, mean_colours, outlines, segment, shares
+from xai.segments import shares
 from xai.shapley import Shapley, coalitions, solve
+from xai.superpixels import check_superpixels, drawn, finite, hidden_by, hidden_in_words, superpixels
 
 SIGMAS = 1.959964  # of a 95 % interval
 ADVISED = 8  # coalitions a segment
@@ -62,9 +62,7 @@ class ShapKernel(Perturbation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_segmentation(self.segmentation, f"{self.name()}.segmentation")
-        if self.baseline != "mean":
-            check_baseline(self.baseline, self.name())
+        check_superpixels(self.segmentation, self.baseline, self.name())
 
     def passes(self, model: Model) -> Passes:
         """One forward a coalition and one with nothing shown; the whole picture is known."""
@@ -72,11 +70,8 @@ class ShapKernel(Perturbation):
 
     def picture(self, sampler: Sampler) -> list[Found]:
         """(H, W) at the input's size for each target."""
-        image, frame = sampler.batch.images[sampler.i], sampler.batch.frames[sampler.i]
-        labels = segment(sampler.batch.seen[sampler.i], self.segmentation, self.segments, self.smooth, frame=frame,
-                         original=image.size, picture=image.name)
-        fill = (mean_colours(sampler.x, labels) if self.baseline == "mean"
-                else sampler.baseline(self.baseline, self.name()))
+        labels = superpixels(sampler, self.segmentation, self.segments, self.smooth)
+        fill = hidden_by(sampler, labels, self.baseline, self.name())
         z, weights = self._coalitions(sampler, int(labels.max()) + 1)
         asked = torch.cat([torch.zeros(1, z.shape[1], dtype=z.dtype), z])
         scores = torch.cat([answer.scores for answer in sampler.ask([asked], shown(sampler.x, fill, labels))])
@@ -100,20 +95,17 @@ class ShapKernel(Perturbation):
         here, n = sampler.picture, len(found.phi)
         phi, spread = found.phi[:, t], found.error[:, t]
         top = phi.abs().argsort(descending=True, stable=True)[: self.top].tolist()
-        rows = tuple((s, *(_finite(v) for v in (float(phi[s]), *_interval(float(phi[s]), float(spread[s])))),
+        rows = tuple((s, *(finite(v) for v in (float(phi[s]), *_interval(float(phi[s]), float(spread[s])))),
                       float(shares(labels)[s])) for s in top)
         columns = tuple(Column(name, sampler.unit) for name in ("share", "low", "high"))
-        marks = tuple(Mark("outline", polygon, f"{s}: {float(phi[s]):+.3g}") for s in top
-                      for polygon in outlines(labels == s))
-        drawn = f"{n} segments ({self.segmentation}); outlined and numbered: the {len(top)} of the largest shares."
+        said = f"{n} segments ({self.segmentation}); outlined and numbered: the {len(top)} of the largest shares."
         return (
             self._told(sampler, found, t, asked),
             Number(key="coalitions", title="Coalitions", picture=here, value=asked, note=_of_how_many(n, asked)),
             *ends(sampler, t, none, float(phi.sum())),
             Table(key="segments", title=f"The {len(top)} segments of the largest shares", picture=here, rows=rows,
                   columns=(Column("segment"), *columns, Column("part of the picture", "probability"))),
-            Picture(key="segments_drawn", title="The segments", picture=here, note=drawn, marks=marks,
-                    pixels=lined(sampler.batch.seen[sampler.i], labels)),
+            drawn(sampler, labels, {s: float(phi[s]) for s in top}, said),
         )
 
     def _told(self, sampler: Sampler, found: Shapley, t: int, asked: int) -> Text:
@@ -131,9 +123,9 @@ class ShapKernel(Perturbation):
             said = f"The shares are estimates from {asked} coalitions; each has its standard error{off}."
             if asked < ADVISED * n - 1:
                 tone, said = "warning", f"{said} For {n} segments {ADVISED * n} samples or more are advised."
-        hidden = "its own mean colour" if self.baseline == "mean" else f"the baseline {self.baseline}"
         return Text(key="fit", title="What the shares say", picture=sampler.picture, text=said,
-                    tone="warning" if tone == "warning" else "plain", note=f"A hidden segment shows {hidden}.")
+                    tone="warning" if tone == "warning" else "plain",
+                    note=f"A hidden segment shows {hidden_in_words(self.baseline)}.")
 
 
 def _all(n: int) -> int:
@@ -150,7 +142,3 @@ def _of_how_many(n: int, asked: int) -> str:
 
 def _interval(value: float, spread: float) -> tuple[float, float]:
     return value - SIGMAS * spread, value + SIGMAS * spread
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -18,15 +18,15 @@ from analyzers.concepts._pick import Coverage, importance, shared_out, sparsifie
 from analyzers.concepts._words import Words, group, pooled, raster, unit
 from xai import seeds
 from xai.analyzer import Analyzer, Passes, param
-from xai.baselines import check_baseline
 from xai.batch import Batch
 from xai.errors import error
 from xai.local_fit import explain_segments, forwards
 from xai.model import Model
 from xai.panels import AnyPanel, Text
 from xai.sampler import VALUES, Sampler, shown
-from xai.segments import METHODS, check_segmentation, mean_colours, segment
+from xai.segments import METHODS
 from xai.subject import Subject
+from xai.superpixels import check_superpixels, hidden_by, superpixels
 from xai.targets import Bound
 
 CARRIED = 0.9  # of a picture's absolute weights: by the superpixels that count, the largest ones
@@ -111,9 +111,7 @@ class SPLIME(Analyzer):
     def __post_init__(self) -> None:
         super().__post_init__()
         for how in self._hows():
-            check_segmentation(how, f"{self.name()}.segmentation")
-        if self.baseline != "mean":
-            check_baseline(self.baseline, self.name())
+            check_superpixels(how, self.baseline, self.name())
 
     def check(self, model: Model) -> None:
         """Raise XaiError where the model cannot do what was asked."""
@@ -193,16 +191,14 @@ class SPLIME(Analyzer):
 
     def _parts(self, sampler: Sampler, bound: Bound, how: str, features: Tensor | None, left: Left) -> Parts | None:
         """None where the picture cannot take part, which is noted."""
-        image, frame = sampler.batch.images[sampler.i], sampler.batch.frames[sampler.i]
-        labels = raster(segment(sampler.batch.seen[sampler.i], how, self.segments, self.smooth, frame=frame,
-                                original=image.size, picture=image.name))
+        image = sampler.batch.images[sampler.i]
+        labels = raster(superpixels(sampler, how, self.segments, self.smooth))
         n = int(labels.max()) + 1
         if n < 2 or n >= self.samples // 2:
             left.add(f"{how}, fewer than two superpixels" if n < 2 else
                      f"{how}, as many superpixels as the {self.samples // 2} pairs of masks or more", image.name)
             return None
-        fill = (mean_colours(sampler.x, labels) if self.baseline == "mean"
-                else sampler.baseline(self.baseline, self.name()))
+        fill = hidden_by(sampler, labels, self.baseline, self.name())
         fit = explain_segments(sampler, labels, fill, _stream(how), samples=self.samples,
                                width=self.kernel_width, alpha=self.alpha)[0].fit
         ids, cells = self._counting(fit.weights), None
