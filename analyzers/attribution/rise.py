@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from xai.analyzer import Passes, param
 from xai.baselines import check_baseline
@@ -18,6 +19,7 @@ from xai.perturbation import Found, Perturbation
 from xai.sampler import VALUES, Sampler
 from xai.statistics import spearman
 
+LOOK = 56  # places a side at which the halves are compared
 BLOCK = 256  # masks that are drawn at a time, whatever the chunk; after each comes a look at how well the halves agree
 
 
@@ -62,24 +64,26 @@ class RISE(Perturbation):
     def picture(self, sampler: Sampler) -> list[Found]:
         """(H, W) at the input's size for each target."""
         masks = Masks(sampler.x, self.grid, sampler.baseline(self.baseline, self.name()))
-        sums: list[_Sums] = []
-        done, settled = 0, set[int]()
+        moments: _Moments | None = None
+        done, found = 0, dict[int, Found]()
         looks: list[list[tuple[int, float]]] = [[] for _ in sampler.owners]
         stops = self.estimator != "paper" and self.agree < 1
         for answer in sampler.ask(self._blocks(sampler), masks.paint):
-            sums = sums or [_Sums(float(y), self.probability, masks.shape) for y in answer.scores.mean(0)]
-            open_ = [t for t, owner in enumerate(sampler.owners) if owner not in settled]
-            _add([sums[t] for t in open_], answer.made, answer.scores[:, open_], done)
+            moments = moments or _Moments(answer.scores.mean(0), self.probability, answer.made)
+            moments.add(answer.made, answer.scores, done)
             done += len(answer.codes)
             if done % BLOCK and done < self.samples:
                 continue
-            for t in open_:
-                looks[t].append((done, self._agreement(sums[t])))
-            if stops:
-                settled |= {t for t in open_ if sampler.owners[t] == t and looks[t][-1][1] >= self.agree}
-            if settled == set(sampler.owners):
+            moments.gather()
+            for t in (t for t in range(len(looks)) if t not in found):
+                looks[t].append((done, self._agreement(moments, t)))
+            settled = [t for t, look in enumerate(looks) if stops and look[-1][1] >= self.agree]
+            for t, owner in enumerate(sampler.owners):
+                if t not in found and (owner in settled or done >= self.samples):
+                    found[t] = self._found(sampler, moments, t, looks[t])
+            if len(found) == len(looks):
                 break
-        return [self._found(sampler, one, look) for one, look in zip(sums, looks, strict=True)]
+        return [found[t] for t in range(len(looks))]
 
     def _blocks(self, sampler: Sampler) -> Iterator[Tensor]:
         """Cells and shifts (k, grid^2 + 2) of each mask, drawn in blocks of one size, so that fewer masks are the first
@@ -96,12 +100,15 @@ class RISE(Perturbation):
                 on = places.argsort(1).argsort(1) < math.floor(count) + more.long()
             yield torch.cat([on.float(), shifts], 1)[: self.samples - first]
 
-    def _agreement(self, sums: _Sums) -> float:
-        """The expected rank correlation of the whole with another run of as many masks."""
-        r = spearman(*(sums.estimate(half, self.estimator == "centred") for half in (0, 1)))
+    def _agreement(self, moments: _Moments, t: int) -> float:
+        """The expected rank correlation of the whole with another run of as many masks; masks are smooth, so a coarse
+        grid of places tells it."""
+        coarse = [F.adaptive_avg_pool2d(moments.estimate(t, half, self.estimator == "centred")[None, None], LOOK)
+                  for half in (0, 1)]
+        r = spearman(*coarse)
         return 2 * r / (1 + r) if r > 0 else r
 
-    def _found(self, sampler: Sampler, sums: _Sums, looks: list[tuple[int, float]]) -> Found:
+    def _found(self, sampler: Sampler, moments: _Moments, t: int, looks: list[tuple[int, float]]) -> Found:
         centred = self.estimator == "centred"
         count, last = looks[-1]
         title = "Expected rank correlation with another run"
@@ -113,8 +120,8 @@ class RISE(Perturbation):
                                 x=torch.tensor([float(n) for n, _ in looks]).numpy(),
                                 y=torch.tensor([[a for _, a in looks]]).numpy(), names=("agreement",),
                                 axes=(Axis("masks"), Axis("expected rank correlation"))))
-        return Found(sums.estimate(None, centred) / self.probability, sums.error(centred) / self.probability,
-                     tuple(panels))
+        return Found(moments.estimate(t, None, centred) / self.probability,
+                     moments.error(t, centred) / self.probability, tuple(panels))
 
 
 class Masks:
@@ -154,50 +161,60 @@ def _windows(size: int, grid: int) -> Tensor:
     return torch.stack([whole[shift : shift + size] for shift in range(cell)])
 
 
-class _Sums:
-    """Moments of u = y - level and v = M - p for one target, y its scores and M the masks: near their means, so that
-    single precision is enough for the products. Apart for the even and the odd masks where the halves need them."""
+class _Moments:
+    """Moments of u = y - level and v = M - p, y the scores of each target and M the masks: near their means, so that
+    single precision is enough for the sums of a block, which `gather` adds to those of all. Apart for the even and the
+    odd masks where the halves need them."""
 
-    def __init__(self, level: float, probability: float, shape: tuple[int, int]) -> None:
-        self.level, self.probability = level, probability
+    def __init__(self, levels: Tensor, probability: float, masks: Tensor) -> None:
+        self.levels, self.probability, self.targets = levels, probability, len(levels)
+        self._shape = masks.shape[1:]
         self.count = torch.zeros(2, dtype=torch.float64)
-        self.scores = torch.zeros(2, 2, dtype=torch.float64)  # by half: sum u, sum u^2
-        self.masks = torch.zeros(5, *shape, dtype=torch.float64)  # v even, v odd, uv even, uv odd, u^2 v
-        self.squares = torch.zeros(3, *shape, dtype=torch.float64)  # v^2, u v^2, u^2 v^2
+        self.scores = torch.zeros(2, 2, self.targets, dtype=torch.float64)  # by half: sum u, sum u^2
+        # rows over the pixels: v even, v odd, and for each target uv even, uv odd, u^2 v; below v^2, u v^2, u^2 v^2
+        self._block = [masks.new_zeros(rows, masks[0].numel()) for rows in (2 + 3 * self.targets, 1 + 2 * self.targets)]
+        self._all = [torch.zeros(part.shape, dtype=torch.float64) for part in self._block]
 
-    def estimate(self, half: int | None, centred: bool) -> Tensor:
+    def add(self, masks: Tensor, scores: Tensor, first: int) -> None:
+        """Add masks (m, H, W), the `first`-th and on, with their scores (m, T): two products of small matrices."""
+        odd = (torch.arange(first, first + len(masks)) % 2).double()
+        halves, u = torch.stack([1 - odd, odd]), (scores - self.levels).T
+        self.count += halves.sum(1)
+        self.scores += torch.stack([halves @ u.T, halves @ u.T**2], 1)
+        rows = torch.cat([halves, *(torch.cat([halves * own, own[None] ** 2]) for own in u)])
+        squares = torch.cat([torch.ones_like(u[:1]), *(torch.stack([own, own**2]) for own in u)])
+        flat = masks.flatten(1) - self.probability
+        self._block[0].addmm_(rows.to(flat), flat)
+        self._block[1].addmm_(squares.to(flat), flat.square_())
+
+    def gather(self) -> None:
+        """Add what came since the last time to the sums of all, in double precision."""
+        for part, whole in zip(self._block, self._all, strict=True):
+            whole += part.cpu()
+            part.zero_()
+
+    def _masks(self, *rows: int) -> Tensor:
+        return self._all[0][list(rows)].view(-1, *self._shape)
+
+    def estimate(self, t: int, half: int | None, centred: bool) -> Tensor:
         """mean((y - mean y) M), or mean(y M), of one half or of all; (H, W)."""
         halves = [0, 1] if half is None else [half]
-        n = self.count[halves].sum()
-        u, v, uv = self.scores[halves, 0].sum() / n, self.masks[halves].sum(0) / n, self.masks[2:4][halves].sum(0) / n
-        return uv - u * v if centred else uv + self.probability * u + self.level * (v + self.probability)
+        n, u = self.count[halves].sum(), self.scores[halves, 0, t].sum()
+        v = self._masks(*halves).sum(0) / n
+        uv = self._masks(*(2 + 3 * t + h for h in halves)).sum(0) / n
+        u = u / n
+        return uv - u * v if centred else uv + self.probability * u + self.levels[t] * (v + self.probability)
 
-    def error(self, centred: bool) -> Tensor:
+    def error(self, t: int, centred: bool) -> Tensor:
         """The standard error of the estimate, (H, W): of a covariance (to first order), or of a mean."""
         n = self.count.sum()
-        u, u2 = self.scores.sum(0) / n
-        v, uv, u2v = self.masks[:2].sum(0) / n, self.masks[2:4].sum(0) / n, self.masks[4] / n
-        v2, uv2, u2v2 = self.squares / n
+        u, u2 = self.scores[:, :, t].sum(0) / n
+        v, u2v = self._masks(0, 1).sum(0) / n, self._masks(4 + 3 * t)[0] / n
+        uv = self._masks(2 + 3 * t, 3 + 3 * t).sum(0) / n
+        v2, uv2, u2v2 = self._all[1][[0, 1 + 2 * t, 2 + 2 * t]].view(3, *self._shape) / n
         # E (u + a)^2 (v + b)^2, multiplied out; a and b make them centred, or y and M again
-        a, b = (-u, -v) if centred else (torch.tensor(self.level).double(), torch.tensor(self.probability).double())
+        a, b = (-u, -v) if centred else (self.levels[t], torch.tensor(self.probability).double())
         spread = u2v2 + 2 * b * u2v + b**2 * u2 + a**2 * (v2 + 2 * b * v + b**2)
         spread = spread + 2 * a * (uv2 + 2 * b * uv + b**2 * u)
-        found: Tensor = ((spread - self.estimate(None, centred) ** 2).clamp_min(0) / n).sqrt()
+        found: Tensor = ((spread - self.estimate(t, None, centred) ** 2).clamp_min(0) / n).sqrt()
         return found
-
-
-def _add(sums: list[_Sums], masks: Tensor, scores: Tensor, first: int) -> None:
-    """Add masks (m, H, W), the `first`-th and on, with their scores (m, T): two products of small matrices."""
-    odd = (torch.arange(first, first + len(masks)) % 2).double()
-    halves = torch.stack([1 - odd, odd])
-    u = scores.T - torch.tensor([[one.level] for one in sums], dtype=torch.float64)
-    rows = torch.cat([halves, *(torch.cat([halves * own, own[None] ** 2]) for own in u)]).to(masks)
-    flat = masks.flatten(1) - sums[0].probability
-    plain = (rows @ flat).double().cpu().view(len(rows), *masks.shape[1:])
-    weights = torch.cat([torch.ones_like(u[:1]), *(torch.stack([own, own**2]) for own in u)]).to(masks)
-    squared = (weights @ flat.square_()).double().cpu().view(len(weights), *masks.shape[1:])
-    for t, (one, own) in enumerate(zip(sums, u, strict=True)):
-        one.count += halves.sum(1)
-        one.scores += torch.stack([halves @ own, halves @ own**2], 1)
-        one.masks += torch.cat([plain[:2], plain[2 + 3 * t : 5 + 3 * t]])
-        one.squares += torch.cat([squared[:1], squared[1 + 2 * t : 3 + 2 * t]])
