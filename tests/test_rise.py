@@ -31,7 +31,7 @@ from xai.zoo.loading import load
 def asked(analyzer: RISE, batch: Batch, i: int = 0) -> tuple[Tensor, Tensor]:
     """Codes and masks, all of them, as the method draws them."""
     sampler = Sampler(batch, i, [batch.bind(Target("class:1"))], analyzer.value)
-    codes = torch.cat(list(analyzer._blocks(sampler)))
+    codes = torch.cat(list(analyzer._blocks(sampler, analyzer.grid)))
     return codes, Masks(sampler.x, analyzer.grid, sampler.baseline("zero", "rise"))(codes)
 
 
@@ -171,7 +171,7 @@ def test_the_error_is_the_spread_of_many_runs() -> None:
 
 
 def test_it_finds_the_place_that_counts_and_stops_when_it_knows() -> None:
-    batch = batch_of(made(Corner(), size=28), np.full((1, 3, 28, 28), 0.9, dtype=np.float32))
+    batch = batch_of(made(Corner(), size=28), np.full((1, 3, 28, 28), 0.9, dtype=np.float32), chunk=8)
     before = batch.model.cost.forwards
     bound = batch.bind(Target("class:1"))
     found = RISE(value="logit", agree=0.82).maps(batch, bound)  # three quarters of the pixels are nothing but noise
@@ -194,7 +194,7 @@ def test_it_finds_the_place_that_counts_and_stops_when_it_knows() -> None:
 
 def test_a_class_to_compare_with_never_delays_the_stop() -> None:
     """What is asked beside a class stops with it; two classes that were asked for stop each when they are settled."""
-    batch = batch_of(made(conv_net(), size=12, precision="float32"), pictures(1, size=12))
+    batch = batch_of(made(conv_net(), size=12, precision="float32"), pictures(1, size=12), chunk=8)
     one, two = (batch.bind(Target(f"class:{c}")) for c in (1, 2))
     analyzer = RISE(agree=0.9)
 

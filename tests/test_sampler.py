@@ -322,3 +322,118 @@ def test_a_network_that_cannot_be_compiled_gets_a_sentence(photo20: Model, monke
     model.compiled = True
     with pytest.raises(XaiError, match=r"must be one that torch.compile can build here; got .*Leave --compile out\."):
         list(heat(model, "rise", 8))
+
+
+# --- what a review found ---
+def test_the_search_runs_inside_a_method_whose_blocks_are_small() -> None:
+    model = Model(forward=conv_net(), mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    run.explain(model, pictures(1), "rise", settings={"samples": "1000", "agree": "1"})
+    (pace,) = model._paces.values()
+    assert pace._left == []
+    assert set(pace._tries) == {8, 16, 4, 32}
+
+
+def test_ctrl_c_costs_one_picture_of_a_method_that_asks_each_by_itself() -> None:
+    calls: list[int] = []
+    net = conv_net()
+
+    def forward(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        if sum(calls) > 5 + 2 * 64 + 10:
+            raise KeyboardInterrupt
+        return net(x)
+
+    model = Model(forward=forward, mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    done = run.explain(model, list(pictures(4)), "rise", settings={"samples": "64"}, out=None, chunk=4)
+    assert done.interrupted
+    assert len(done.result.images) == 2
+    assert done.result.cost.forwards == 2 * 65
+
+
+def test_a_fixed_chunk_is_what_every_forward_holds() -> None:
+    sizes: list[int] = []
+
+    def forward(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.mean((2, 3))
+
+    for name in FORWARD_ONLY:
+        if name == "shap_partition":  # its map depends on ten at a time
+            continue
+        sizes.clear()
+        model = Model(forward=forward, mean=[0.4] * 3, std=[0.3] * 3, size=12)
+        values = {"baseline": "black"} if name in ("lime", "shap_kernel") else {}
+        run.explain(model, pictures(1, size=12), name, chunk=5, settings=few(name, model) | values)
+        assert max(sizes) == 5, name
+
+
+def test_a_larger_input_takes_fewer_at_a_time() -> None:
+    model = made(conv_net(), size=16)
+    budget = 3 << 20
+    small, large = (model.pace((3, n, n), budget).most for n in (16, 64))
+    assert small >= 8 * large
+
+
+def test_probabilities_are_not_made_probabilities_again() -> None:
+    plain = made(conv_net())
+    model = made(nn.Sequential(conv_net(), nn.Softmax(1)))
+    batch, expected = (batch_of(m, pictures(2)) for m in (model, plain))
+    assert_close(batch.scores(), expected.scores(), rtol=1e-6, atol=1e-7)
+    assert "probabilities, whose logarithm is taken" in model.head.reason
+    for value in ("probability", "log_odds"):
+        found = [Sampler(b, 0, [b.bind(Target("class:1"))], value).here for b in (batch, expected)]
+        assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
+
+
+def test_one_number_a_picture_is_a_regression_in_any_shape() -> None:
+    class Number(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, 0, :3].mean((1, 2))
+
+    model = Model(Number(), mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    for name in ("rise", "saliency"):
+        small = {"samples": "64"} if name == "rise" else {}
+        result = run.explain(model, pictures(1), name, settings=small).result
+        assert result.images[0].target == "the output"
+        assert any(isinstance(p, Heatmap) and p.values.std() > 0 for p in result.panels)
+
+
+def test_a_target_that_fails_does_not_cost_those_that_share_its_passes() -> None:
+    def bad(output: Tensor) -> Tensor:
+        return output[:, 99]
+
+    done = run.explain(made(conv_net()), pictures(1), "rise", target=["class:1", bad], settings={"samples": "64"})
+    assert [r.images[0].target for r in done.results] == ["class 1"]
+    (failure,) = done.failures
+    assert "the target bad must be one that works on an output of shape (" in failure.sentence
+    assert "IndexError" in failure.sentence
+
+
+def test_a_model_that_drops_pictures_gets_a_sentence() -> None:
+    net = conv_net()
+    model = Model(forward=lambda x: net(x[:1]), mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    with pytest.raises(XaiError, match=r"the model must be one that gives \d+ outputs for as many pictures; got 1\."):
+        run.explain(model, pictures(1), "rise", settings={"samples": "64"})
+
+
+@pytest.mark.parametrize("name", FORWARD_ONLY)
+def test_a_score_that_is_no_number_never_passes_for_one(name: str) -> None:
+    net, whole = conv_net(), torch.from_numpy(pictures(1, size=12)[0] - 0.4).abs().sum() / 0.3
+
+    def forward(x: Tensor) -> Tensor:
+        hidden = x.abs().sum((1, 2, 3)) < 0.999 * whole
+        return net(x) + torch.where(hidden, torch.nan, 0.0)[:, None]
+
+    model = Model(forward=forward, mean=[0.4] * 3, std=[0.3] * 3, size=12)
+    settings = few(name, model) | ({"baseline": "zero"} if "baseline" in catalog.find(name)().parameters() else {})
+    try:
+        result = run.explain(model, pictures(1, size=12), name, settings=settings).result
+    except XaiError:
+        return
+    assert any(v.name == "finite" and not v.passed for v in result.verdicts)
+
+
+def test_a_model_of_the_callers_is_not_compiled_for_good() -> None:
+    model = made(conv_net())
+    run.explain(model, pictures(1), "saliency", compile=True)
+    assert not model.compiled

@@ -55,7 +55,8 @@ class Ask:
         weights = self.weights[i % len(self.weights)] if self.weights else None
         model = as_model(self.models[i], **({"weights": weights, "device": self.device, "precision": self.precision,
                                              "seed": self.seed} if isinstance(self.models[i], str) else {}))
-        model.compiled = model.compiled or self.compile
+        if self.compile and not isinstance(self.models[i], Model):  # a Model says so itself
+            model.compiled = True
         return model
 
 

@@ -33,6 +33,7 @@ class Attribution(Analyzer):
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "images"})
     view: ClassVar[View] = "signed"
+    singly: ClassVar[bool] = False  # a picture fills forwards by itself: what is finished need not wait for a batch
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """The raw maps (n, h, w) of a batch."""
@@ -137,10 +138,11 @@ class Sheet:
     @property
     def work(self) -> float:
         """What one picture is planned to cost beyond the common forward, with its check, in forwards."""
-        if self.hopeless:
+        try:
+            check = None if self.hopeless else self.analyzer.check_passes(self.model)
+            return 0 if self.hopeless else self.analyzer.passes(self.model).work + (check.work if check else 0)
+        except XaiError:  # what stands in the way is told when the map is made
             return 0
-        check = self.analyzer.check_passes(self.model)
-        return self.analyzer.passes(self.model).work + (check.work if check else 0)
 
     def want(self, batch: Batch) -> None:
         """Ask the batch for the activations of the method's layers, before its one forward."""
@@ -246,6 +248,11 @@ def _one_batch(sheets: Sequence[Sheet], batch: Batch) -> None:
             sheet.hopeless = sheet.hopeless or (len(batch) > 1 and not sheet.leaves)
         return
     for group in _groups(left):
+        if group[0].analyzer.singly and len(batch) > 1:
+            lost = [sheet for one in batch.singles() for sheet in _tried(group, one, common, shared / len(batch))]
+            for sheet in lost:
+                sheet.hopeless = not sheet.leaves
+            continue
         failed = _tried(group, batch, common, shared)
         if failed and len(batch) > 1:
             for one in batch.singles():
@@ -282,6 +289,8 @@ def _tried(group: Sequence[Sheet], batch: Batch, common: Sequence[AnyPanel], sha
     try:
         made = _made(fit[0].analyzer, batch, [batch.bind(sheet.target) for sheet in fit]) if fit else []
     except XaiError as problem:
+        if len(fit) > 1:  # one of the targets may be at fault
+            return [*failed, *(lost for sheet in fit for lost in _tried([sheet], batch, common, shared_seconds))]
         for sheet in fit:
             sheet.miss(batch, problem)
         return [*failed, *fit]

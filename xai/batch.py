@@ -64,11 +64,13 @@ class Batch:
         return len(self.images)
 
     def singles(self) -> Iterator[Batch]:
-        """Each picture as a batch of its own, for the same layers."""
+        """Each picture as a batch of its own, for the same layers; with what the forward gave where it reads none."""
         for i, image in enumerate(self.images):
             ready = Prepared(self.inputs[i], self.seen[i], self.frames[i])
             one = Batch(self.model, [image], [ready], self.seed, [self.truth[i]], self.pacing)
             one.want(*self._wanted)
+            if self._graph is not None and not self._wanted:
+                one._graph = self._graph[i : i + 1].detach()
             yield one
 
     @property

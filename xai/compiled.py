@@ -37,4 +37,4 @@ class Compiled:
 def _first(output: Any, count: int) -> Any:
     from torch.utils._pytree import tree_map_only
 
-    return tree_map_only(Tensor, lambda t: t[:count], output)
+    return tree_map_only(Tensor, lambda t: t[:count] if t.ndim else t, output)

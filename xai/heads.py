@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xai import outputs
@@ -32,16 +33,21 @@ _KEYS: tuple[tuple[str, str | None], ...] = (
 
 @dataclass(frozen=True)
 class Head:
-    """How to read a network's output. `size`: classes, labels, channels or dimensions; `path`: where in the output."""
+    """How to read a network's output. `size`: classes, labels, channels or dimensions; `path`: where in the output;
+    `probabilities`: it holds these, and their logarithm is read as scores (a softmax of it gives them again)."""
 
     kind: str
     size: int
     path: str = ""
     reason: str = ""
+    probabilities: bool = False
 
     def read(self, output: Any) -> Tensor:
-        """The tensor that holds the answer, as the network returns it: logits (n, classes), say; no softmax."""
-        return output if isinstance(output, Tensor) and not self.path else outputs.pick(output, self.path)
+        """The tensor that holds the answer, as the network returns it: logits (n, classes), say; no softmax. One number
+        a picture is (n, 1)."""
+        value = output if isinstance(output, Tensor) and not self.path else outputs.pick(output, self.path)
+        value = value[:, None] if value.ndim == 1 else value
+        return value.clamp_min(torch.finfo(value.dtype).tiny).log() if self.probabilities else value
 
 
 def resolve_head(output: Any, kind: str | None = None, path: str | None = None) -> Head:
@@ -65,6 +71,9 @@ def resolve_head(output: Any, kind: str | None = None, path: str | None = None) 
     if told is not None:
         return Head(told, _size(tensor), place, f"{why}, which names its kind")
     guess, shape = _by_shape(tensor)
+    if guess == "classes" and bool((tensor >= 0).all() and ((tensor.sum(1) - 1).abs() < 1e-3).all()):
+        shape += "; none is negative and they add up to 1: probabilities, whose logarithm is taken for scores"
+        return Head(guess, _size(tensor), place, f"{why}; {shape}", probabilities=True)
     return Head(guess, _size(tensor), place, f"{why}; {shape}")
 
 

@@ -83,7 +83,8 @@ def explain_segments(sampler: Sampler, labels: Tensor, fill: Tensor, method: str
         raise error("the number of segments", f"less than the {most} {'pairs of masks' if paired else 'masks'}", n,
                     f"Ask for at least {(n + 1) * (2 if paired else 1)} masks, or for fewer or larger segments")
     blocks = masks(n, samples, paired, sampler.generator(method)) if given is None else given
-    asked, scores, stops = _ask(sampler, blocks, shown(sampler.x, fill, labels), settle, (width, alpha, paired))
+    asked, scores, stops = _ask(sampler, blocks, shown(sampler.x, fill, labels), settle, samples,
+                                 (width, alpha, paired))
     none = scores[1] if paired else sampler.scores(fill[None])[0]
     found: dict[int, Local] = {}
     for count in sorted(set(stops)):
@@ -97,7 +98,7 @@ def explain_segments(sampler: Sampler, labels: Tensor, fill: Tensor, method: str
     return [found[t] for t in range(len(stops))]
 
 
-def _ask(sampler: Sampler, blocks: Iterable[Tensor], paint: Paint, settle: int,
+def _ask(sampler: Sampler, blocks: Iterable[Tensor], paint: Paint, settle: int, total: int,
          how: tuple[float, float, bool]) -> tuple[Tensor, Tensor, list[int]]:
     """The masks (N, n), the scores (N, T), and for each target how many of the masks are its own."""
     asked: list[Tensor] = []
@@ -105,7 +106,7 @@ def _ask(sampler: Sampler, blocks: Iterable[Tensor], paint: Paint, settle: int,
     settled: dict[int, int] = {}
     look, done = BLOCK, 0
     for block in blocks:
-        scores += [answer.scores for answer in sampler.ask([block[1:] if not asked else block], paint)]
+        scores += [a.scores for a in sampler.ask([block[1:] if not asked else block], paint, max(0, total - done))]
         asked.append(block)
         done += len(block)
         if settle and done == look:

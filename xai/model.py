@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -174,11 +175,15 @@ class Model:
     def run(self, inputs: Tensor, module: Callable[[Tensor], Any] | None = None) -> Tensor:
         """One counted forward in the caller's grad mode, in the fast form unless a module is given."""
         call: Any = module if module is not None else self._call if self._call is not None else self.fast.module
-        own = call is self._module  # the caller's network, as it cannot be copied: perhaps it is in training mode
+        own = self._module is not None and (call is self._module or (isinstance(call, Compiled)
+                                                                     and self.fast.module is self._module))
         with kept(self._module) if own else contextlib.nullcontext():
-            if own:
-                call.eval()
+            if own and self._module is not None:  # the caller's network, as it cannot be copied: perhaps it trains
+                self._module.eval()
             output = self._read(self.told(lambda: call(inputs), inputs))
+        if len(output) != len(inputs):
+            raise error("the model", f"one that gives {len(inputs)} outputs for as many pictures", len(output),
+                        "Let it run each picture of a batch by itself")
         self.cost.add(forwards=len(inputs))
         return output
 
@@ -318,20 +323,22 @@ class Model:
         """How many pictures a batch takes: from the traced sizes of the activations and the memory budget, 1 to 32."""
         return self._fitting(memory_bytes)[0]
 
-    def _fitting(self, memory_bytes: int | None) -> tuple[int, int]:
-        """(a batch, the most that fits into memory), in pictures."""
+    def _fitting(self, memory_bytes: int | None, larger: float = 1.0) -> tuple[int, int]:
+        """(a batch, the most that fits into memory), in pictures of so many times the pixels of the model's input."""
         if self._module is None or "hooks" not in self.capabilities:
             return UNKNOWN, MAX_CHUNK
         if self._sizes is None:
             self._sizes = activation_sizes(self._module, lambda: self._probe(self.example()))
-        return fitting(*self._sizes, memory_bytes or free_memory(self.device) // 2, self.device)
+        largest, total = (round(size * larger) for size in self._sizes)
+        return fitting(largest, total, memory_bytes or free_memory(self.device) // 2, self.device)
 
     def pace(self, shape: Sequence[int], memory_bytes: int | None = None, chunk: int | None = None) -> Pace:
         """How many inputs of that shape (C, H, W) a forward takes where there are many: searched once, unless `chunk`
         fixes it."""
         key = (tuple(shape), memory_bytes, chunk, self.compiled)
         if key not in self._paces:
-            start, fits = self._fitting(memory_bytes)
+            larger = math.prod(shape[1:]) / math.prod(self.preprocessing.size)
+            start, fits = self._fitting(memory_bytes, larger)
             most = min(fits, MAX_CHUNK if self.device.type == "cpu" else MAX_CHUNK_GPU)
             fixed = chunk is not None or self.compiled
             self._paces[key] = Pace(chunk or start, chunk or most, fixed)

@@ -33,10 +33,10 @@ class Pace:
         tried = (self.best, 2 * self.best, self.best // 2, 4 * self.best)
         self._left = [] if fixed else [size for size in tried if 1 <= size <= self.most]
 
-    def size(self, waiting: int) -> int:
-        """For the next forward, of `waiting` inputs that are still to be run."""
+    def size(self, waiting: int, ahead: int = 0) -> int:
+        """For the next forward, of `waiting` inputs that are ready; `ahead`: with those that are still to come."""
         self._left = [size for size in self._left if size <= self.most]
-        begun = self._tries or waiting >= WORTH * TRIES * sum(self._left)
+        begun = self._tries or max(waiting, ahead) >= WORTH * TRIES * sum(self._left)
         self._trying = bool(self._left and begun and waiting >= self._left[0])
         return self._left[0] if self._trying else min(self.best, max(1, waiting))
 

@@ -36,6 +36,7 @@ class Perturbation(Attribution):
 
     needs: ClassVar[frozenset[str]] = frozenset({"forward", "images"})
     shares: ClassVar[bool] = True
+    singly: ClassVar[bool] = True
 
     def picture(self, sampler: Sampler) -> list[Found]:
         """What comes of one picture, for each target in order."""

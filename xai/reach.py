@@ -200,9 +200,10 @@ class Patched:
         """What the head holds for m forms of the picture, each with its pixels from (top, left) on replaced by its
         patch of `patches` (m, C, h, w). Counts as m forwards; no gradient."""
         spot = Spot(np.asarray(top), np.asarray(left), int(patches.shape[-2]), int(patches.shape[-1]))
-        self._model.cost.add(forwards=len(patches))
         with torch.no_grad():
-            return self._model._read(self._model.told(lambda: self._reach.run(self._base, spot, patches), patches))
+            found = self._model._read(self._model.told(lambda: self._reach.run(self._base, spot, patches), patches))
+        self._model.cost.add(forwards=len(patches))
+        return found
 
 
 def _near(base: dict[fx.Node, Any], values: dict[fx.Node, Any], plan: dict[fx.Node, Spot | None], read: fx.Node,

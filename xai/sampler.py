@@ -79,18 +79,20 @@ class Sampler:
         found = self.ask([inputs], lambda codes, out: out.copy_(codes))
         return torch.cat([answer.scores for answer in found])
 
-    def ask(self, blocks: Iterable[Tensor], paint: Paint) -> Iterator[Answer]:
+    def ask(self, blocks: Iterable[Tensor], paint: Paint, total: int = 0) -> Iterator[Answer]:
         """The answers in order, chunk by chunk, to blocks of codes (k, ...): what stands for a perturbed form each.
 
         `paint` makes the forms of a chunk in one reused buffer, on the model's device. A chunk never reaches over the
-        end of a block. Where memory runs out the chunk is halved and painted again: painting must draw nothing.
+        end of a block. Where memory runs out the chunk is halved and painted again: painting must draw nothing. total:
+        codes in all blocks, as far as known: with many to come, chunks of other sizes are tried.
         """
+        done = 0
         buffer = self.x.new_empty((0, *self.x.shape))
         pace = self.batch.pace
         for block in blocks:
             first = 0
             while first < len(block):
-                size = pace.size(len(block) - first)
+                size = pace.size(len(block) - first, total - done)
                 started = time.perf_counter()
                 try:
                     if len(buffer) < size:
@@ -106,7 +108,7 @@ class Sampler:
                     continue
                 pace.took(size, time.perf_counter() - started)
                 yield Answer(codes, made, scores)
-                first += size
+                first, done = first + size, done + size
 
     def _valued(self, output: Tensor) -> Tensor:
         if self._value == "logit":

@@ -65,4 +65,4 @@ def as_targets(target: str | Target | Sequence[Target] | Any) -> tuple[Target, .
         return (Target(getattr(target, "__name__", "callable"), target),)
     if isinstance(target, int):
         return (Target(f"class:{target}"),)
-    return tuple(target)
+    return tuple(own for one in target for own in as_targets(one))

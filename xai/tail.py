@@ -100,8 +100,9 @@ class Above:
         if part is None:
             with _Put(module, self._tail.view, maps):
                 return self._model.run(self._x.expand(len(maps), -1, -1, -1), module)
+        found = self.uncounted(maps)
         self._model.cost.add(forwards=len(maps))
-        return self.uncounted(maps)
+        return found
 
     def uncounted(self, maps: Tensor) -> Tensor:
         """The same of a tail that is cut, for a pass that is counted by other means."""

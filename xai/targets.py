@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from xai.errors import did_you_mean, error
+from xai.errors import XaiError, did_you_mean, error
 
 Truth = Sequence[int | str | None]
 Labels = Sequence[str] | None
@@ -36,7 +36,13 @@ class Bound:
     chosen: Callable[[Sequence[int]], Bound] | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
-        value = self.score(output)
+        try:
+            value = self.score(output)
+        except (XaiError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as problem:  # a person's callable may raise anything
+            raise error(f"the target {self.names[0]}", f"one that works on an output of shape {tuple(output.shape)}",
+                        f"{type(problem).__name__}: {problem}", "Mend the callable") from problem
         if not isinstance(value, Tensor) or value.shape != (len(output),):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise error(f"the target {self.names[0]}", f"one number a picture, of shape ({len(output)},)", got,
@@ -86,7 +92,8 @@ class Target:
         if self.unless:
             other, _ = Target(self.unless)._classes(output, labels, truth)
             skip = tuple((other == classes).tolist())
-        names = tuple(_name(c, labels) for c in classes.tolist())
+        one = kind == "regression" and output.shape[1] == 1
+        names = tuple("the output" if one else _name(c, labels) for c in classes.tolist())
         if versus is not None:
             names = tuple(f"{a} - {_name(b, labels)}" for a, b in zip(names, versus.tolist(), strict=True))
         return of_classes(classes, names, versus, skip)

@@ -14,7 +14,7 @@ from analyzers.attribution._cam import full, weighted
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
-from xai.errors import OutOfMemory, XaiError
+from xai.errors import OutOfMemory, XaiError, error
 from xai.model import Model
 from xai.panels import View
 from xai.sampler import Sampler
@@ -67,7 +67,7 @@ class AblationCAM(Attribution):
             above, maps = tail.at(batch.model, batch.inputs[i : i + 1]), activations[i : i + 1]
             found.append(slopes(batch, i, above, maps, targets) if closed else
                          losses(batch, i, above, maps, targets, None if not tail.cut else
-                                tail.rows(batch.pacing.memory_bytes, batch.model.device)))
+                                batch.pacing.fixed or tail.rows(batch.pacing.memory_bytes, batch.model.device)))
         seen = full(activations)
         return [Maps(weighted(weights.to(seen), seen)) for weights in torch.stack(found, 1)]
 
@@ -106,6 +106,9 @@ def slopes(batch: Batch, i: int, above: Above, maps: Tensor, targets: Sequence[B
         leaf = maps.detach().repeat(len(targets), 1, 1, 1).requires_grad_()
         output = above.uncounted(leaf)
         scores = torch.stack([target.take([i])(row[None])[0] for target, row in zip(targets, output, strict=True)])
-        found, = torch.autograd.grad(scores.sum(), leaf)
+        found = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)[0] if scores.requires_grad else None
+        if found is None:
+            raise error("the layer", "one that the target's score depends on", "a layer beside its path",
+                        "Name another with --layer, or take auto")
     batch.model.cost.add(backwards=1)
     return (full(found) * full(maps)).sum((2, 3)).double().cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,7 +38,7 @@ class HSIC(Perturbation):
               doi:10.1007/11564089_7, eq. 9
     """
 
-    samples: int = param(512, "masks, each cell shown in half of them", low=16)
+    samples: int = param(512, "masks, each cell shown in half of them", low=16, high=4096)
     grid: int = param(8, "cells a side of the picture (of a smaller one: its pixels)", low=2)
     baseline: str = param("zero", "what is seen instead: zero (the mean colour), black, grey, white, a level, or blur")
     value: str = param("logit", "the score of a class: logit, probability or log_odds", choices=VALUES)
@@ -66,11 +67,13 @@ class HSIC(Perturbation):
         kernel, n = centred_kernel(scores), len(scores)
         centred = masks - masks.mean(0)
         found = 2 / n**2 * (centred * (kernel @ centred)).sum(0)
+        if not torch.isfinite(scores).all():
+            found = found * torch.nan
         # the mean over all orders of a cell's column: what its value would be if it did not matter
         chance = float(2 / n**2 * centred[:, 0].square().mean() * kernel.trace() * n / (n - 1))
         said = "A cell that does not matter is expected to get this much, as the estimate is biased."
         number = Number(key="chance", title="Expected where nothing depends on the cell", picture=sampler.picture,
-                        value=chance, note=said)
+                        value=chance if math.isfinite(chance) else None, note=said)
         return Found(found.clamp_min(0).view(grid, grid), panels=(number,))
 
 

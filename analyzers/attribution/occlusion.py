@@ -117,7 +117,8 @@ def _near(sampler: Sampler, reach: Reach, corners: Tensor, window: int, fill: Te
     """The same scores, of layers that are computed only near the patches; the picture's own is that of a patch of its
     own pixels, so that it is rounded as the others are."""
     patched = reach.at(sampler.model, sampler.x[None])
-    size = reach.rows(window, window, sampler.batch.pacing.memory_bytes, sampler.model.device)
+    fixed, memory = sampler.batch.pacing.fixed, sampler.batch.pacing.memory_bytes
+    size = fixed or reach.rows(window, window, memory, sampler.model.device)
     places, found, first = torch.cat([corners[:1], corners]), [], 0
     while first < len(places):
         top, left = places[first : first + size].T.tolist()

@@ -45,7 +45,7 @@ class RISE(Perturbation):
 
     samples: int = param(4000, "masks, at most", low=16)
     estimator: str = param("centred", "centred (and stratified), or paper", choices=("centred", "paper"))
-    grid: int = param(7, "cells a side of a mask", low=1)
+    grid: int = param(7, "cells a side of a mask, at most the pixels of the input's short side", low=1)
     probability: float = param(0.5, "share of the cells that a mask shows", low=0.01, high=0.99)
     agree: float = param(0.95, "expected rank correlation with another run at which it stops; 1 = never", low=0, high=1)
     baseline: str = param("zero", "what is seen instead: zero (the mean colour), black, grey, white, a level, or blur")
@@ -63,12 +63,13 @@ class RISE(Perturbation):
 
     def picture(self, sampler: Sampler) -> list[Found]:
         """(H, W) at the input's size for each target."""
-        masks = Masks(sampler.x, self.grid, sampler.baseline(self.baseline, self.name()))
+        grid = min(self.grid, *sampler.x.shape[-2:])
+        masks = Masks(sampler.x, grid, sampler.baseline(self.baseline, self.name()))
         moments: _Moments | None = None
         done, found = 0, dict[int, Found]()
         looks: list[list[tuple[int, float]]] = [[] for _ in sampler.owners]
         stops = self.estimator != "paper" and self.agree < 1
-        for answer in sampler.ask(self._blocks(sampler), masks.paint):
+        for answer in sampler.ask(self._blocks(sampler, grid), masks.paint, self.samples):
             moments = moments or _Moments(answer.scores.mean(0), self.probability, answer.made)
             moments.add(answer.made, answer.scores, done)
             done += len(answer.codes)
@@ -85,10 +86,10 @@ class RISE(Perturbation):
                 break
         return [found[t] for t in range(len(looks))]
 
-    def _blocks(self, sampler: Sampler) -> Iterator[Tensor]:
+    def _blocks(self, sampler: Sampler, grid: int) -> Iterator[Tensor]:
         """Cells and shifts (k, grid^2 + 2) of each mask, drawn in blocks of one size, so that fewer masks are the first
         of more; cut where a look at the halves is due."""
-        generator, cells = sampler.generator(self.name()), self.grid**2
+        generator, cells = sampler.generator(self.name()), grid**2
         for first in range(0, self.samples, BLOCK):
             places = torch.rand(BLOCK, cells, generator=generator)
             shifts = torch.rand(BLOCK, 2, generator=generator)
@@ -172,7 +173,9 @@ class _Moments:
         self.count = torch.zeros(2, dtype=torch.float64)
         self.scores = torch.zeros(2, 2, self.targets, dtype=torch.float64)  # by half: sum u, sum u^2
         # rows over the pixels: v even, v odd, and for each target uv even, uv odd, u^2 v; below v^2, u v^2, u^2 v^2
-        self._block = [masks.new_zeros(rows, masks[0].numel()) for rows in (2 + 3 * self.targets, 1 + 2 * self.targets)]
+        wide = torch.promote_types(masks.dtype, torch.float32)  # half precision is too coarse for sums
+        self._block = [torch.zeros(rows, masks[0].numel(), device=masks.device, dtype=wide)
+                       for rows in (2 + 3 * self.targets, 1 + 2 * self.targets)]
         self._all = [torch.zeros(part.shape, dtype=torch.float64) for part in self._block]
 
     def add(self, masks: Tensor, scores: Tensor, first: int) -> None:
@@ -183,7 +186,7 @@ class _Moments:
         self.scores += torch.stack([halves @ u.T, halves @ u.T**2], 1)
         rows = torch.cat([halves, *(torch.cat([halves * own, own[None] ** 2]) for own in u)])
         squares = torch.cat([torch.ones_like(u[:1]), *(torch.stack([own, own**2]) for own in u)])
-        flat = masks.flatten(1) - self.probability
+        flat = masks.flatten(1).to(self._block[0].dtype) - self.probability
         self._block[0].addmm_(rows.to(flat), flat)
         self._block[1].addmm_(squares.to(flat), flat.square_())
 

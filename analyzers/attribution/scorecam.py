@@ -20,7 +20,7 @@ from xai.panels import View
 from xai.sampler import VALUES, Sampler
 from xai.targets import Bound
 
-BLOCK = 64  # channels whose masks are made ready at a time
+BLOCK = 256  # channels whose masks are made ready at a time
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ScoreCAM(Attribution):
         none = sampler.scores(fill[None])[0]
         scores = none.repeat(len(activations), 1)
         blocks = (activations[rows] for rows in torch.split(alive, BLOCK))
-        asked = [answer.scores for answer in sampler.ask(blocks, paint)]
+        asked = [answer.scores for answer in sampler.ask(blocks, paint, len(alive))]
         scores[alive.cpu()] = torch.cat([none[None][:0], *asked])
         return (scores - none).T if self.weights == "increase" else scores.softmax(0).T
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +19,7 @@ from xai.panels import Number, View
 from xai.perturbation import Found, Perturbation
 from xai.sampler import VALUES, Sampler, shown
 
-BLOCK = 128  # points that are made ready at a time
+BLOCK = 256  # points that are made ready at a time
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Sobol(Perturbation):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_baseline(self.baseline, self.name())
+        most = math.isqrt(torch.quasirandom.SobolEngine.MAXDIM // 2)
+        if self.grid > most:
+            raise error("sobol.grid", f"at most {most}, the longest Sobol sequence", self.grid, "Take fewer")
         if self.samples & (self.samples - 1):
             raise error("sobol.samples", "a power of two", self.samples, "A Sobol sequence is even only then; take 32")
 
@@ -63,13 +67,14 @@ class Sobol(Perturbation):
         grid = side(self.grid, sampler.x.shape[-2:])
         labels = cells(sampler.x, grid)
         paint = shown(sampler.x, sampler.baseline(self.baseline, self.name()), labels)
-        scores = torch.cat([answer.scores for answer in sampler.ask(self._designs(sampler, grid**2), paint)])
+        scores = torch.cat([answer.scores for answer in sampler.ask(self._designs(sampler, grid**2), paint,
+                                                                      self.samples * (grid**2 + 2))])
         a, b, *c = scores.view(-1, self.samples, scores.shape[1])
         variance = torch.cat([a, b]).var(0, unbiased=False)
         halves = (torch.stack(c) - a).square() / 2  # (cells, samples, T)
-        scale = torch.where(variance > 0, variance, 1)
-        total = torch.where(variance > 0, halves.mean(1) / scale, 0)
-        spread = torch.where(variance > 0, halves.std(1) / self.samples**0.5 / scale, 0)
+        scale = torch.where(variance == 0, 1, variance)  # not 0 where a score is no number: the map says so
+        total = torch.where(variance == 0, 0, halves.mean(1) / scale)
+        spread = torch.where(variance == 0, 0, halves.std(1) / self.samples**0.5 / scale)
         return [self._found(sampler, own.view(grid, grid), error.view(grid, grid))
                 for own, error in zip(total.T, spread.T, strict=True)]
 
