@@ -55,7 +55,9 @@ def value(panel: Number) -> Markup:
     between = ""
     if panel.low is not None and panel.high is not None:
         between = Markup(' <span class="interval">{} to {}</span>').format(number(panel.low), number(panel.high))
-    return Markup('<p class="value">{}{}{}</p>').format(number(panel.value), unit, between)
+    whole = panel.value is not None and float(panel.value).is_integer() and 1e3 <= abs(panel.value) < 1e6
+    shown = number(int(panel.value) if whole and panel.value is not None else panel.value)  # a count is never rounded
+    return Markup('<p class="value">{}{}{}</p>').format(shown, unit, between)
 
 
 def table(panel: Table) -> Markup:

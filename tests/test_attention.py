@@ -478,7 +478,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "Swin of torchvision": (lambda: build("torchvision:swin_t"), 224, "whose attention runs in windows"),
     "Swin of timm": (lambda: build("timm:swin_tiny_patch4_window7_224"), 224, "whose attention runs in windows"),
     "several resolutions": (lambda: build("timm:levit_128s"), 224, "at several resolutions"),
-    "attention over channels": (lambda: build("timm:xcit_nano_12_p16_224"), 224, "lie on no grid that is known"),
+    "attention over channels": (lambda: build("timm:xcit_nano_12_p16_224"), 224, "over other tokens than the patches"),
+    "fewer keys than queries": (lambda: build("timm:pvt_v2_b0"), 224, "over other tokens than the patches"),
+    "a pool by attention": (lambda: build("timm:vit_base_patch16_siglip_224"), 224, "over other tokens than the patch"),
 }
 
 
@@ -515,3 +517,11 @@ def test_a_target_beside_the_attention_is_refused() -> None:
     with pytest.raises(XaiError, match="its attention has no part in"):
         AttentionGradient().maps(data, data.bind(Target("beside", lambda output: output.detach()[:, 4])))
     assert not mapped(AttentionGradient(), data, "class:4").any()
+
+
+def test_a_head_that_reads_the_class_token_and_the_pooled_patches_starts_at_both_alike() -> None:
+    tokens = attention.Tokens(heads=(1,), count=6, prefix=2, grid=(2, 2), read=(0, 2, 3, 4, 5))
+    row = tokens.start(torch.zeros(1, 1, dtype=torch.float64))[0]
+    assert_close(row, torch.tensor([0.5, 0, 0.125, 0.125, 0.125, 0.125], dtype=torch.float64))
+    pooled = attention.Tokens(heads=(1,), count=5, prefix=1, grid=(2, 2), read=(1, 2, 3, 4))
+    assert_close(pooled.start(torch.zeros(1, 1))[0], torch.tensor([0, 0.25, 0.25, 0.25, 0.25]))

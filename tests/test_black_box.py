@@ -118,3 +118,13 @@ def test_the_others_name_what_an_onnx_file_lacks(name: str, tmp_path: Path) -> N
     model, images = onnx(tmp_path)
     with pytest.raises(XaiError, match=r"must be one that gives .* for this method; got .*net\.onnx"):
         explained(name, model, images)
+
+
+def test_sp_lime_embeds_by_outputs_where_there_are_no_layers(tmp_path: Path) -> None:
+    model, _ = onnx_of_one(tmp_path)
+    noise = np.random.default_rng(1).random((4, 3, 32, 32), dtype=np.float32)
+    settings = {"segmentation": "grid", "segments": "9", "samples": "64", "words": "3", "picks": "2"}
+    before = model.cost.forwards
+    result = run.analyze("sp_lime", model, torch.from_numpy(noise), settings=settings).result
+    assert any(p.key.startswith("picks_") and p.rows for p in result.panels if p.kind == "table")
+    assert 4 * 63 < result.cost.forwards == model.cost.forwards - before

@@ -645,7 +645,7 @@ def slow():
 
 
 def interrupted(running: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it prints after Ctrl-C, pressed again where Python lost it: one that falls into a finaliser is passed over."""
+    """What it prints after Ctrl-C, pressed again where Python lost it: one in a finaliser is passed over."""
     for _ in range(6):
         running.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

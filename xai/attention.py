@@ -97,7 +97,10 @@ class Watch(TorchFunctionMode):
             return self._scaled(func, *args, **kwargs)
         result = func(*args, **kwargs)
         if func in SOFTMAXES and _over_last(result, *args[1:2], **kwargs):
-            return self._record(result)
+            if result.shape[-1] == result.shape[-2]:
+                return self._record(result)
+            if result.ndim == 4:  # of few tokens in place of all of them, say
+                self.others.append(tuple(result.shape))
         return result
 
     def _multi_head(self, args: Sequence[Any], kwargs: Any) -> Any:
@@ -113,6 +116,8 @@ class Watch(TorchFunctionMode):
                 dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
                 enable_gqa: bool = False) -> Any:
         if query.shape[-2] != key.shape[-2] or query.ndim < 3:  # tokens that look at others than themselves
+            if query.ndim > 2:
+                self.others.append((*query.shape[:-1], key.shape[-2]))
             return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
         found = self._record(attend(query, key, attn_mask, is_causal, scale, enable_gqa))
         if enable_gqa:
@@ -135,8 +140,8 @@ class Watch(TorchFunctionMode):
 
 
 def _over_last(result: Any, dim: int | None = None, **more: Any) -> bool:
-    """Whether a softmax was one over the rows of square matrices."""
-    if not isinstance(result, Tensor) or result.ndim < 3 or result.shape[-1] != result.shape[-2]:
+    """Whether a softmax was one over the rows of matrices."""
+    if not isinstance(result, Tensor) or result.ndim < 3:
         return False
     axis = more.get("dim", dim)
     return axis in (-1, result.ndim - 1) and result.shape[-1] > 1
@@ -159,10 +164,14 @@ class Tokens:
     folded: bool = False
 
     def start(self, like: Tensor) -> Tensor:
-        """(n, count), for n as in `like` (n, ...): equal weight on each token that is read, in at least float32."""
+        """(n, count), for n as in `like` (n, ...), in at least float32: equal weight on each token before the patches
+        that is read, and on the mean of the patches where they are."""
         row = torch.zeros(self.count, dtype=like.dtype, device=like.device)
-        row[list(self.read)] = 1 / len(self.read)
-        return row.expand(len(like), -1)
+        pooled = [t for t in self.read if t >= self.prefix]
+        row[[t for t in self.read if t < self.prefix]] = 1.0
+        if pooled:
+            row[pooled] = 1 / len(pooled)
+        return (row / row.sum()).expand(len(like), -1)
 
     def on_grid(self, row: Tensor) -> Tensor:
         """(n, h, w): what a row (n, count) gives to the patches."""
@@ -216,8 +225,8 @@ def _asked(model: Model, example: Tensor) -> Tokens:
         shapes = {tuple(found.shape[-2:]) for found in watch.found}
         if watch.others or len(shapes) > 1:
             said = sorted({*(tuple(found.shape) for found in watch.found), *watch.others})
-            raise error("the model", WANTED, f"{model.spec}, whose attention runs in windows or at several resolutions "
-                        f"(shapes {', '.join(map(str, said[:4]))})", INSTEAD)
+            raise error("the model", WANTED, f"{model.spec}, whose attention runs in windows, at several resolutions "
+                        f"or over other tokens than the patches (shapes {', '.join(map(str, said[:4]))})", INSTEAD)
         count = int(watch.found[0].shape[-1])
         view = _laid_out(model, module, example, count)
     rows = [] if slope is None else (slope != 0).any(3).any(1)[0].nonzero().flatten().tolist()

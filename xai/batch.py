@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xai import seeds
-from xai.errors import error
+from xai.errors import OutOfMemory, error
 from xai.images import Image
 from xai.layers import Capture, LayerView
 from xai.pace import Pace
@@ -146,11 +146,30 @@ class Batch:
     def score(self, inputs: Tensor, bound: Bound) -> Tensor:
         """(m,): the target on other inputs (m, C, H, W); `bound` must speak of m pictures. No gradient."""
         with torch.no_grad():
-            return bound(self.model(inputs))
+            try:
+                return bound(self.model(inputs))
+            except OutOfMemory:
+                if len(inputs) == 1:
+                    raise
+            half = len(inputs) // 2
+            return torch.cat([self.score(inputs[rows.start : rows.stop], bound.take(rows))
+                              for rows in (range(half), range(half, len(inputs)))])
 
     def input_gradient(self, inputs: Tensor, bound: Bound) -> tuple[Tensor, Tensor]:
-        """(score (m,), gradient (m, C, H, W)) of the target at other inputs, through frozen parameters."""
+        """(score (m,), gradient (m, C, H, W)) of the target at other inputs, through frozen parameters; in
+        halves where memory is too little."""
         self.model.need("gradients")
+        try:
+            return self._input_gradient(inputs, bound)
+        except OutOfMemory:
+            if len(inputs) == 1:
+                raise
+        half = len(inputs) // 2
+        parts = [self.input_gradient(inputs[rows.start : rows.stop], bound.take(rows))
+                 for rows in (range(half), range(half, len(inputs)))]
+        return torch.cat([score for score, _ in parts]), torch.cat([gradient for _, gradient in parts])
+
+    def _input_gradient(self, inputs: Tensor, bound: Bound) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = inputs.detach().clone().requires_grad_()
             score = bound(self.model.run(leaf))

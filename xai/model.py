@@ -74,6 +74,7 @@ class Model:
         if (module is None) == (forward is None):
             raise error("a Model", "made from a module or from a forward callable", "both or neither",
                         "Give one of them")
+        module = getattr(module, "_orig_mod", module)  # what torch.compile wraps: its own code cannot be looked into
         self._module, self._call = module, forward
         self.spec = spec or f"module:{type(module if module is not None else forward).__name__}"
         self.labels = tuple(labels) if labels is not None else None

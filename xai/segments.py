@@ -20,14 +20,25 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def check_segmentation(how: str, name: str) -> None:
     """Raise XaiError where `how` is neither a method nor a label map that is there; `name` is the parameter's."""
-    path = Path(how).expanduser()
-    if how in METHODS or path.is_dir() or (path.is_file() and path.suffix.lower() in ENDINGS):
+    path = _path(how)
+    found = path is not None and (path.is_dir() or (path.is_file() and path.suffix.lower() in ENDINGS))
+    if how in METHODS or found:
         return
     wanted = f"one of {', '.join(METHODS)}, or a label map ({', '.join(ENDINGS)}; a folder: one for each picture)"
-    if path.is_file():
+    if path is not None and path.is_file():
         raise error(name, wanted, f"{how!r}, a file of another kind", "Save the labels as .npy or .png")
     near = did_you_mean(how, METHODS)
     raise error(name, wanted, f"{how!r}" + ("" if near else ", which is not there"), near or "Check the spelling")
+
+
+def _path(how: str) -> Path | None:
+    """The file or folder of that name; None for what can be none."""
+    try:
+        path = Path(how.strip()).expanduser()
+        path.is_file()  # a name that is too long raises
+        return path if how.strip() else None
+    except (RuntimeError, OSError, ValueError):
+        return None
 
 
 def segment(pixels: Array, how: str | Array = "slic", count: int = 64, smooth: float = 0.0, *,
@@ -59,7 +70,7 @@ def segment(pixels: Array, how: str | Array = "slic", count: int = 64, smooth: f
     if how not in METHODS:
         check_segmentation(how, "the segmentation")
         sizes = {(height, width), *([original] if original is not None and frame is not None else [])}
-        return _contiguous(_fitted(_read(_file(Path(how).expanduser(), picture), sizes), (height, width), frame,
+        return _contiguous(_fitted(_read(_file(Path(how.strip()).expanduser(), picture), sizes), (height, width), frame,
                                    original))
     if min(height, width) < 2:
         raise error("a picture to be cut into segments", "at least 2 pixels high and wide", f"{height} x {width}",
@@ -138,8 +149,9 @@ def _file(path: Path, picture: str) -> Path:
     """The file itself, or in a folder the one that bears the picture's name."""
     if not path.is_dir():
         return path
-    stem = Path(picture).stem or picture
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.stem == stem)
+    there = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
+    name, stem = Path(picture).name or picture, Path(picture).stem or picture
+    found = [p for p in there if p.stem == name] or [p for p in there if p.stem == stem]
     if len(found) != 1:
         raise error(f"the folder of label maps {path}", f"one with one label map named {stem!r} for that picture",
                     ", ".join(p.name for p in found) or "none", f"Save it as {stem}.npy or {stem}.png")

@@ -40,7 +40,7 @@ def hidden_in_words(baseline: str) -> str:
 
 
 def drawn(sampler: Sampler, labels: Tensor, values: Mapping[int, float], note: str) -> Picture:
-    """What the network saw with all segments, those of `values` outlined and numbered."""
+    """What the network saw with all segments, those of `values` outlined, their numbers in the labels."""
     marks = tuple(Mark("outline", polygon, f"{s}: {value:+.3g}") for s, value in values.items()
                   for polygon in outlines(labels == s))
     return Picture(key="segments_drawn", title="The segments", picture=sampler.picture, note=note, marks=marks,

@@ -31,9 +31,9 @@ class LIME(Perturbation):
     segments: c + M (x - c), c the baseline, M = z_i spread over the pixels of the segments; w_i = exp(-d_i^2 / (2 s^2))
     with d_i = 1 - sqrt(share of the segments that is shown), s = kernel_width. Segments are shown with probability 1/2,
     the first mask shows all; paired: each mask comes with what it hides, which is more exact for the same number of
-    masks. All is solved in closed form. Given the same segments and masks the weights are those of the lime package. A
-    narrow interval says that b is well known; R2 says whether b describes the model: two different facts. A weight is
-    that of a whole segment, however large.
+    masks. All is solved in closed form. Given the same segments, masks and hidden picture the weights are those of the
+    lime package (which cuts mean colours to whole numbers). A narrow interval says that b is well known; R2 says
+    whether b describes the model: two different facts. A weight is that of a whole segment, however large.
 
     Reads     one model, images (of more than three channels the first three are cut into segments), and the label map
               if one is named
@@ -136,7 +136,7 @@ class LIME(Perturbation):
             told += f" It explains {fit.r2:.0%} for the masks that it was fitted to: they are too few. Take more."
         elif self._weak(found):
             told += (" Most of it is what segments do together: the weights do not describe the model here, however "
-                     "narrow their intervals. " + ("" if self.value != "probability" else "Logits add up better. ")
+                     "narrow their intervals. " + ("" if unit != "probability" else "Logits add up better. ")
                      + "Try other segments.")
         settled = self._settled(found, count)
         if count == len(fit.weights):

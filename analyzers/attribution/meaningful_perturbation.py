@@ -17,7 +17,7 @@ from xai.attribution import FEW, Attribution
 from xai.baselines import blurred
 from xai.batch import Batch
 from xai.model import Model
-from xai.panels import AnyPanel, Number, View
+from xai.panels import AnyPanel, Number, Text, View
 from xai.perturbation import Found, stacked
 from xai.sampler import VALUES
 from xai.targets import Bound
@@ -135,7 +135,13 @@ class MeaningfulPerturbation(Attribution):
         here = worth(batch, target, i, 1, self.value)(batch.output()[i : i + 1]).item()
         forms = [("the picture itself", 1.0, here), ("the picture, blurred where the map is", 1 - area, scores[0]),
                  ("the picture, blurred as a whole", 0.0, scores[1])]
-        return [course(batch, i, rows, ("objective", f"of it {name}", "of it size and roughness")),
+        drawn: list[AnyPanel] = []
+        if self.value == "probability" and (scores[1] > here / 2 or scores[0] < scores[1] - 0.02):
+            said = (f"Blurred as a whole the picture keeps a probability of {scores[1]:.0%}, blurred where the map is "
+                    f"{scores[0]:.0%}: part of the mask's effect is a pattern that it draws, not what it hides. Take a "
+                    "stronger blur, or another method.")
+            drawn = [Text(key="pattern", title="Read with care", picture=batch.hashes[i], text=said, tone="warning")]
+        return [*drawn, course(batch, i, rows, ("objective", f"of it {name}", "of it size and roughness")),
                 told(batch, i, forms, name),
                 Number(key="area", title="Share of the picture that is blurred", picture=batch.hashes[i], value=area)]
 

@@ -98,7 +98,7 @@ class ShapKernel(Perturbation):
         rows = tuple((s, *(finite(v) for v in (float(phi[s]), *_interval(float(phi[s]), float(spread[s])))),
                       float(shares(labels)[s])) for s in top)
         columns = tuple(Column(name, sampler.unit) for name in ("share", "low", "high"))
-        said = f"{n} segments ({self.segmentation}); outlined and numbered: the {len(top)} of the largest shares."
+        said = f"{n} segments ({self.segmentation}); outlined: the {len(top)} of the largest shares."
         return (
             self._told(sampler, found, t, asked),
             Number(key="coalitions", title="Coalitions", picture=here, value=asked, note=_of_how_many(n, asked)),
@@ -112,7 +112,13 @@ class ShapKernel(Perturbation):
         """How far the shares can be trusted, in words."""
         n, tone = len(found.phi), "plain"
         size, error_ = float(found.phi[:, t].square().sum()), float(found.error[:, t].square().sum())
-        if asked == _all(n):
+        if not math.isfinite(size):
+            tone, said = "warning", (f"The {sampler.unit} is not a finite number for every coalition: there are no "
+                                     "shares.")
+        elif size == 0 and error_ in (0, math.inf):
+            tone, said = "warning", (f"The {sampler.unit} does not depend on which segments are shown: every share is "
+                                     "zero, and there is nothing to explain.")
+        elif asked == _all(n):
             said = f"All {asked} coalitions of the {n} segments were asked: the shares are exact."
         elif found.rank < found.full:
             tone = "warning"

@@ -185,8 +185,8 @@ def pictures(view: View) -> Iterator[Picture]:
         again = [c for c in own if c not in new]
         yield Picture(key=f"pick_{view.number}_{number}", title=f"{view.how}, pick {number}: {one.name}",
                       picture=one.picture, pixels=pixels, marks=marks,
-                      note=f"Explained: {one.target}. Adds the words {view.named(new)}, {100 * gain:.3g} % of what all "
-                           "pictures show" + (f"; has {view.named(again)} too." if again else "."))
+                      note=f"Explained: {one.target}. New words: {view.named(new)}. They add {100 * gain:.3g} % of "
+                           "what all pictures show" + (f"; it has {view.named(again)} too." if again else "."))
 
 
 def strips(view: View) -> Iterator[Picture]:

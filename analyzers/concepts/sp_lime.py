@@ -19,7 +19,7 @@ from analyzers.concepts._words import Words, group, pooled, raster, unit
 from xai import seeds
 from xai.analyzer import Analyzer, Passes, param
 from xai.batch import Batch
-from xai.errors import error
+from xai.errors import XaiError, error
 from xai.local_fit import explain_segments, forwards
 from xai.model import Model
 from xai.panels import AnyPanel, Text
@@ -31,6 +31,7 @@ from xai.targets import Bound
 
 CARRIED = 0.9  # of a picture's absolute weights: by the superpixels that count, the largest ones
 DRAWS = 200  # of the control: random picks
+EACH = 5  # superpixels a word on average, at least: a word of one superpixel makes nothing comparable
 SHARED = {"no": "", "each": " Each predicted class has a pick of its own.",
           "sqrt": " Each predicted class has a pick of its own; the picks are shared out by the square root of its "
                   "number of pictures."}
@@ -74,7 +75,8 @@ class SPLIME(Analyzer):
     Raises    XaiError if no picture can be explained: each has fewer than two superpixels or as many as pairs of masks,
               or the score is not finite or never depends on what is shown
     Cost      for each picture and segmentation samples - 1 forwards; without layers one more for each superpixel that
-              counts, and one. About 0.3 MB a picture are kept
+              counts, and one. About 0.3 MB a picture are kept, and 1 MB more while
+              words are sought in 2,048 channels
     Reference Ribeiro, Singh, Guestrin 2016, "'Why Should I Trust You?': Explaining the Predictions of Any Classifier",
               arXiv:1602.04938, algorithm 2; visual words: Sivic and Zisserman 2003, "Video Google"
     """
@@ -98,7 +100,7 @@ class SPLIME(Analyzer):
                                "alone), auto: outputs only where the model cannot be looked into",
                        choices=("auto", "layer", "outputs"))
     layer: str = param("auto", "layer whose activations are averaged; auto: asked of the network")
-    words: int = param(20, "how many visual words", low=2)
+    words: int = param(20, "how many visual words, at most one for five superpixels that count", low=2)
     restarts: int = param(10, "runs of k-means, of which the best counts", low=1)
     kept: int = param(5, "words that are kept of each picture, those of the largest weights", low=1)
     signs: str = param("positive", "positive: only what speaks for the class; both: each sign in a column of its own",
@@ -191,6 +193,13 @@ class SPLIME(Analyzer):
 
     def _parts(self, sampler: Sampler, bound: Bound, how: str, features: Tensor | None, left: Left) -> Parts | None:
         """None where the picture cannot take part, which is noted."""
+        try:
+            return self._made(sampler, bound, how, features, left)
+        except XaiError as problem:
+            left.add(f"{how}, {str(problem).rstrip('.')}", sampler.batch.images[sampler.i].name)
+            return None
+
+    def _made(self, sampler: Sampler, bound: Bound, how: str, features: Tensor | None, left: Left) -> Parts | None:
         image = sampler.batch.images[sampler.i]
         labels = raster(superpixels(sampler, how, self.segments, self.smooth))
         n = int(labels.max()) + 1
@@ -234,7 +243,8 @@ class SPLIME(Analyzer):
                 left.add(f"{how}, nothing that is shown speaks for what is explained", one.name)
             return None
         named = [one.picture for one in members]
-        words = group(torch.cat([one for one in points if len(one)]), self.words,
+        most = max(2, sum(map(len, points)) // EACH)
+        words = group(torch.cat([one for one in points if len(one)]), min(self.words, most),
                       seeds.generator(seed, f"{_stream(how)} words", *named), self.restarts)
         words, of, w = self._matrix(words, [one.parts[how].weights for one in members])
         kinds = sorted({one.kind for one in members}) if self.by_class != "no" else []
