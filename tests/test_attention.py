@@ -480,7 +480,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "several resolutions": (lambda: build("timm:levit_128s"), 224, "at several resolutions"),
     "attention over channels": (lambda: build("timm:xcit_nano_12_p16_224"), 224, "over other tokens than the patches"),
     "fewer keys than queries": (lambda: build("timm:pvt_v2_b0"), 224, "over other tokens than the patches"),
-    "a pool by attention": (lambda: build("timm:vit_base_patch16_siglip_224"), 224, "over other tokens than the patch"),
+    "a pool by attention": (lambda: build("timm:vit_base_patch16_siglip_224", img_size=64, depth=2, num_classes=5), 64,
+                            "over other tokens than the patches"),
 }
 
 

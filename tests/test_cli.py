@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -644,15 +643,6 @@ def slow():
 """
 
 
-def interrupted(running: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it prints after Ctrl-C, pressed again where Python lost it: one in a finaliser is passed over."""
-    for _ in range(6):
-        running.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return running.communicate(timeout=20)
-    return running.communicate(timeout=1)
-
-
 def test_ctrl_c_in_a_long_run_is_130_with_one_line_and_no_part_left(line: CommandLine) -> None:
     Path("slow.py").write_text(SLEEPY)
     words = ["explain", "three.png", "--model", f"file:slow.py:slow?{NORMAL}", "--method", "smoothgrad",
@@ -662,7 +652,8 @@ def test_ctrl_c_in_a_long_run_is_130_with_one_line_and_no_part_left(line: Comman
         try:
             while not Path("started").exists() and running.poll() is None:
                 time.sleep(0.02)
-            out, err = interrupted(running)
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=60)
         finally:
             running.kill()
     assert (running.returncode, out) == (130, "")

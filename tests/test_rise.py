@@ -221,6 +221,7 @@ def test_ranks_and_their_correlation_are_scipys() -> None:
     assert np.isnan(spearman(torch.tensor([1.0, float("nan")]), torch.ones(2)))
 
 
+@pytest.mark.slow
 def test_the_expected_agreement_is_what_two_runs_have() -> None:
     """Twelve pairs of runs of 256 masks on the shipped network: what each expects, and what the pair has."""
     model: Model = load("xai:photo20", device="cpu")
