@@ -55,9 +55,10 @@ def value(panel: Number) -> Markup:
     between = ""
     if panel.low is not None and panel.high is not None:
         between = Markup(' <span class="interval">{} to {}</span>').format(number(panel.low), number(panel.high))
-    whole = panel.value is not None and float(panel.value).is_integer() and 1e3 <= abs(panel.value) < 1e6
-    shown = number(int(panel.value) if whole and panel.value is not None else panel.value)  # a count is never rounded
-    return Markup('<p class="value">{}{}{}</p>').format(shown, unit, between)
+    shown = panel.value
+    if shown is not None and 1e3 <= abs(shown) < 1e6 and float(shown).is_integer():
+        shown = int(shown)  # a count is never rounded
+    return Markup('<p class="value">{}{}{}</p>').format(number(shown), unit, between)
 
 
 def table(panel: Table) -> Markup:

@@ -470,3 +470,20 @@ def test_the_meaningful_mask_is_on_the_square(y: int, x: int) -> None:
     assert before > 0.99
     assert after < 0.2
     assert blank < 0.1
+
+
+class Edges(nn.Module):
+    """Class 1 where neighbours differ, class 0 where they do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rough = x.diff(dim=3).abs().mean((1, 2, 3))
+        return torch.stack([torch.full_like(rough, 5.0), 10 * rough], 1)
+
+
+def test_a_blur_that_leaves_the_class_as_it_was_is_told() -> None:
+    """A flat picture, blurred, is the same picture; of noise the blur leaves no edge."""
+    flat = np.full((1, 3, 12, 12), 0.5, dtype=np.float32)
+    for picture, target, told in ((flat, "class:0", True), (pictures(1, 12), "class:1", False)):
+        batch = batch_of(made(Edges(), size=12), picture)
+        maps = MeaningfulPerturbation(steps=3).maps(batch, batch.bind(Target(target)))
+        assert any(p.key == "pattern" for p in maps.panels) == told

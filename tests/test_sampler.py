@@ -437,3 +437,23 @@ def test_a_model_of_the_callers_is_not_compiled_for_good() -> None:
     model = made(conv_net())
     run.explain(model, pictures(1), "saliency", compile=True)
     assert not model.compiled
+
+
+@pytest.mark.parametrize("chunk", [2, 7])
+def test_gradients_too_are_taken_in_halves_where_memory_is_short(chunk: int) -> None:
+    roomy, tight = made(conv_net()), made(Tight(chunk))
+    inputs = torch.rand(8, 3, 6, 6, dtype=torch.float64)
+    found = []
+    for model in (roomy, tight):
+        batch = batch_of(model, pictures(1), chunk=1)
+        bound = batch.bind(Target("class:1")).take([0] * 8)
+        found.append((*batch.input_gradient(inputs, bound), batch.score(inputs, bound)))
+    for one, two in zip(*found, strict=True):
+        assert_close(two, one, rtol=1e-12, atol=1e-12)
+
+
+def test_probabilities_are_seen_also_where_the_kind_of_head_is_given() -> None:
+    model = Model(nn.Sequential(conv_net(), nn.Softmax(1)), mean=[0.4] * 3, std=[0.3] * 3, size=6, head="classes")
+    batch = batch_of(model, pictures(2))
+    with torch.no_grad():
+        assert_close(batch.scores(), model._module(batch.inputs), rtol=1e-5, atol=1e-6)  # type: ignore[misc]  # there is one

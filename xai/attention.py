@@ -152,8 +152,8 @@ class Tokens:
     """The self-attention of a network, for inputs of one shape.
 
     `heads`: their number in each layer; `count` tokens, `prefix` of them before the patches of the `grid`, row by row.
-    `read`: the tokens from which the head draws its answer, by the gradient at the last attention: the class token, or
-    the patches where these are pooled. `folded`: see `Watch`.
+    `read`: the tokens from which the head draws its answer, by the gradient at the last attention: the class token, the
+    patches where these are pooled, or both. `folded`: see `Watch`.
     """
 
     heads: tuple[int, ...]

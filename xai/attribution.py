@@ -304,9 +304,8 @@ def _made(analyzer: Attribution, batch: Batch, bounds: Sequence[Bound]) -> list[
     count, started = batch.model.cost, time.perf_counter()
     before = (count.forwards, count.backwards)
     rivals = [_rival(analyzer, batch, bound) for bound in bounds]
-    beside = [i for i, rival in enumerate(rivals) if rival is not None] if analyzer.shares else []
-    maps = analyzer.maps_for(batch, [*bounds, *(r for i, r in enumerate(rivals) if r is not None and i in beside)],
-                             (*range(len(bounds)), *beside))
+    beside = {i: rival for i, rival in enumerate(rivals) if rival is not None and analyzer.shares}
+    maps = analyzer.maps_for(batch, [*bounds, *beside.values()], (*range(len(bounds)), *beside))
     middle, seconds = (count.forwards, count.backwards), time.perf_counter() - started
     others = iter(maps[len(bounds):])
     found: list[Rival | None] = []

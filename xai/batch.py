@@ -151,23 +151,19 @@ class Batch:
             except OutOfMemory:
                 if len(inputs) == 1:
                     raise
-            half = len(inputs) // 2
-            return torch.cat([self.score(inputs[rows.start : rows.stop], bound.take(rows))
-                              for rows in (range(half), range(half, len(inputs)))])
+            return torch.cat([self.score(*half) for half in _halves(inputs, bound)])
 
     def input_gradient(self, inputs: Tensor, bound: Bound) -> tuple[Tensor, Tensor]:
-        """(score (m,), gradient (m, C, H, W)) of the target at other inputs, through frozen parameters; in
-        halves where memory is too little."""
+        """(score (m,), gradient (m, C, H, W)) of the target at other inputs, through frozen parameters;
+        in halves where memory is too little."""
         self.model.need("gradients")
         try:
             return self._input_gradient(inputs, bound)
         except OutOfMemory:
             if len(inputs) == 1:
                 raise
-        half = len(inputs) // 2
-        parts = [self.input_gradient(inputs[rows.start : rows.stop], bound.take(rows))
-                 for rows in (range(half), range(half, len(inputs)))]
-        return torch.cat([score for score, _ in parts]), torch.cat([gradient for _, gradient in parts])
+        scores, gradients = zip(*(self.input_gradient(*half) for half in _halves(inputs, bound)), strict=True)
+        return torch.cat(scores), torch.cat(gradients)
 
     def _input_gradient(self, inputs: Tensor, bound: Bound) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -211,3 +207,10 @@ class Batch:
             raise error("the layer", "one that runs in every forward", repr(missing[0]), "Name another with --layer")
         self._captured = dict(capture.values)
         return output
+
+
+def _halves(inputs: Tensor, bound: Bound) -> Iterator[tuple[Tensor, Bound]]:
+    """Several inputs and their target in two parts."""
+    half = len(inputs) // 2
+    for rows in (range(half), range(half, len(inputs))):
+        yield inputs[rows.start : rows.stop], bound.take(rows)

@@ -67,14 +67,20 @@ def resolve_head(output: Any, kind: str | None = None, path: str | None = None) 
     place, told, why = _locate(found, path)
     tensor = dict(found)[place]
     if kind is not None:
-        return Head(kind, _size(tensor), place, f"{why}; read as {kind} because it was asked for")
+        return _head(kind, tensor, place, f"{why}; read as {kind} because it was asked for")
     if told is not None:
-        return Head(told, _size(tensor), place, f"{why}, which names its kind")
+        return _head(told, tensor, place, f"{why}, which names its kind")
     guess, shape = _by_shape(tensor)
-    if guess == "classes" and bool((tensor >= 0).all() and ((tensor.sum(1) - 1).abs() < 1e-3).all()):
-        shape += "; none is negative and they add up to 1: probabilities, whose logarithm is taken for scores"
-        return Head(guess, _size(tensor), place, f"{why}; {shape}", probabilities=True)
-    return Head(guess, _size(tensor), place, f"{why}; {shape}")
+    return _head(guess, tensor, place, f"{why}; {shape}")
+
+
+def _head(kind: str, tensor: Tensor, place: str, why: str) -> Head:
+    """The head of that kind; of classes it is seen whether they hold probabilities already."""
+    shares = kind == "classes" and tensor.ndim == 2 and tensor.shape[1] > 1
+    if shares and bool((tensor >= 0).all() and ((tensor.sum(1) - 1).abs() < 1e-3).all()):
+        why += "; none is negative and they add up to 1: probabilities, whose logarithm is taken for scores"
+        return Head(kind, _size(tensor), place, why, probabilities=True)
+    return Head(kind, _size(tensor), place, why)
 
 
 def _locate(found: list[tuple[str, Tensor]], path: str | None) -> tuple[str, str | None, str]:

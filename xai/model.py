@@ -93,7 +93,7 @@ class Model:
         self._views: dict[tuple[str, tuple[int, ...]], LayerView] = {}
         self._sizes: tuple[int, int] | None = None
         self._paces: dict[tuple[Any, ...], Pace] = {}
-        self._clean = False
+        self._clean = set[tuple[int, ...]]()
         self.compiled = False
         self._compiled: Compiled | None = None
 
@@ -168,9 +168,9 @@ class Model:
                 self._compiled.batch = max(chunk, len(inputs))
                 module = self._compiled
             output = self.run(inputs.to(self.device, self.dtype), module)
-        if not self._clean and self._call is None:
+        if self._call is None and tuple(inputs.shape) not in self._clean:
             disinferred(self.fast.module)
-            self._clean = True
+            self._clean.add(tuple(inputs.shape))
         return output.clone()  # an ordinary tensor
 
     def run(self, inputs: Tensor, module: Callable[[Tensor], Any] | None = None) -> Tensor:

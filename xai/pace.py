@@ -50,7 +50,7 @@ class Pace:
         if self._tries[size] < TRIES:
             return
         self._left.pop(0)
-        each = {tried: spent / tried for tried, spent in self._least.items()}
+        each = {tried: spent / tried for tried, spent in self._least.items() if tried <= self.most}
         first = next(iter(each))
         fastest = min(each, key=lambda tried: each[tried])
         self.best = fastest if each[fastest] <= GAIN * each[first] else first

@@ -16,6 +16,7 @@ from xai.errors import OutOfMemory
 from xai.targets import Bound
 
 VALUES = ("logit", "probability", "log_odds")
+CLASSED = ("classes", "multi-label")  # kinds of head whose outputs are those of classes
 Paint = Callable[[Tensor, Tensor], Any]  # (codes (m, ...), out (m, C, H, W)): fills out; what it returns is handed on
 
 
@@ -48,12 +49,9 @@ class Sampler:
         self.names = tuple(target.names[i] for target in targets)
         self._targets = [target.take([i]) for target in targets]
         self._taken: dict[int, list[Bound]] = {}
-        kind = self.model.head.kind
-        self._value = value if kind in ("classes", "multi-label") else "logit"
-        of_class = all(target.classes is not None for target in targets)
-        self.unit = {"log_odds": "log-odds"}.get(self._value, self._value)
-        if not of_class or kind not in ("classes", "multi-label"):
-            self.unit = "score"
+        self._value, kind = value, self.model.head.kind
+        units = {unit_of(target, kind, value) for target in targets}
+        self.unit = units.pop() if len(units) == 1 else "score"
         self.here = self.read(batch.output()[i : i + 1])[0]
 
     def generator(self, method: str) -> torch.Generator:
@@ -69,9 +67,8 @@ class Sampler:
         if len(output) not in self._taken:
             self._taken[len(output)] = [target.take([0] * len(output)) for target in self._targets]
         raw = output if output.element_size() >= 4 else output.float()  # half precision is too coarse for sums
-        valued = self._valued(raw)
-        taken = self._taken[len(output)]
-        scores = [bound(valued if bound.classes is not None else raw) for bound in taken]
+        of_classes = valued(raw, self.model.head.kind, self._value)
+        scores = [bound(of_classes if bound.classes is not None else raw) for bound in self._taken[len(output)]]
         return torch.stack(scores, 1).detach().cpu().double()
 
     def scores(self, inputs: Tensor) -> Tensor:
@@ -110,14 +107,19 @@ class Sampler:
                 yield Answer(codes, made, scores)
                 first, done = first + size, done + size
 
-    def _valued(self, output: Tensor) -> Tensor:
-        if self._value == "logit":
-            return output
-        if self.model.head.kind == "multi-label":
-            return output.sigmoid() if self._value == "probability" else output
-        if self._value == "probability":
-            return output.softmax(1)
-        return log_odds(output)
+
+def valued(output: Tensor, kind: str, value: str) -> Tensor:
+    """What a head of that kind holds, (n, classes), as one of VALUES; as it is where it holds no classes."""
+    if value == "logit" or kind not in CLASSED:
+        return output
+    if kind == "multi-label":
+        return output.sigmoid() if value == "probability" else output
+    return output.softmax(1) if value == "probability" else log_odds(output)
+
+
+def unit_of(target: Bound, kind: str, value: str) -> str:
+    """What that value of a target is called."""
+    return value.replace("_", "-") if target.classes is not None and kind in CLASSED else "score"
 
 
 def log_odds(logits: Tensor) -> Tensor:

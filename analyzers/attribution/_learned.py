@@ -13,7 +13,7 @@ from torch import Tensor
 from xai.baselines import blurred
 from xai.batch import Batch
 from xai.panels import Axis, Column, Curve, Table
-from xai.sampler import log_odds
+from xai.sampler import valued
 from xai.targets import Bound
 
 ROUNDING = 1e-6  # two pictures that differ by less than this part of the larger are the same but for rounding
@@ -30,23 +30,13 @@ def worth(batch: Batch, target: Bound, i: int, count: int, value: str) -> Bound:
     """The target for `count` forms of picture i, as a logit, a probability or log-odds where it is a class (see
     `xai.sampler`); any other target as it is."""
     taken, kind = target.take([i] * count), batch.model.head.kind
-    if value == "logit" or taken.classes is None or kind not in ("classes", "multi-label"):
+    if value == "logit" or taken.classes is None:
         return taken
 
     def score(output: Tensor) -> Tensor:
-        output = output.float() if output.element_size() < 4 else output
-        if kind == "multi-label":
-            return taken(output.sigmoid() if value == "probability" else output)
-        return taken(output.softmax(1) if value == "probability" else log_odds(output))
+        return taken(valued(output.float() if output.element_size() < 4 else output, kind, value))
 
     return dataclasses.replace(taken, score=score, chosen=None)
-
-
-def unit(batch: Batch, target: Bound, value: str) -> str:
-    """What that value is called."""
-    if target.classes is None or batch.model.head.kind not in ("classes", "multi-label"):
-        return "score"
-    return value.replace("_", "-")
 
 
 def course(batch: Batch, i: int, rows: Sequence[Sequence[float]], names: Sequence[str]) -> Curve:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analyzers.attribution._gradients import wide
-from analyzers.attribution._learned import course, softened, told, unit, worth
+from analyzers.attribution._learned import course, softened, told, worth
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import FEW, Attribution
 from xai.batch import Batch
@@ -20,7 +20,7 @@ from xai.errors import error
 from xai.model import Model
 from xai.panels import AnyPanel, View
 from xai.perturbation import Found, stacked
-from xai.sampler import VALUES
+from xai.sampler import VALUES, unit_of
 from xai.targets import Bound
 
 VARIANTS = ("preserve", "delete", "dual")
@@ -153,7 +153,7 @@ class ExtremalPerturbation(Attribution):
 
     def _panels(self, batch: Batch, i: int, target: Bound, mask: Tensor, scores: Tensor,
                 rows: list[list[float]]) -> list[AnyPanel]:
-        areas, name = self.shares_of(), unit(batch, target, self.value)
+        areas, name = self.shares_of(), unit_of(target, batch.model.head.kind, self.value)
         here = worth(batch, target, i, 1, self.value)(batch.output()[i : i + 1]).item()
         forms: list[tuple[str, float | None, float]] = [("the picture itself", 1.0, here)]
         sizes = mask.flatten(1).mean(1).tolist()

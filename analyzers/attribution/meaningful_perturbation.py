@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analyzers.attribution._gradients import wide
-from analyzers.attribution._learned import course, softened, told, unit, worth
+from analyzers.attribution._learned import course, softened, told, worth
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import FEW, Attribution
 from xai.baselines import blurred
@@ -19,7 +19,7 @@ from xai.batch import Batch
 from xai.model import Model
 from xai.panels import AnyPanel, Number, Text, View
 from xai.perturbation import Found, stacked
-from xai.sampler import VALUES
+from xai.sampler import VALUES, unit_of
 from xai.targets import Bound
 
 STARTS = ("disc", "ones")
@@ -131,7 +131,7 @@ class MeaningfulPerturbation(Attribution):
 
     def _panels(self, batch: Batch, i: int, target: Bound, values: Tensor, rows: list[tuple[float, float, float]],
                 scores: list[float]) -> list[AnyPanel]:
-        name, area = unit(batch, target, self.value), values.mean().item()
+        name, area = unit_of(target, batch.model.head.kind, self.value), values.mean().item()
         here = worth(batch, target, i, 1, self.value)(batch.output()[i : i + 1]).item()
         forms = [("the picture itself", 1.0, here), ("the picture, blurred where the map is", 1 - area, scores[0]),
                  ("the picture, blurred as a whole", 0.0, scores[1])]

@@ -19,8 +19,8 @@ from xai.sampler import VALUES, Sampler, shown
 from xai.segments import shares
 from xai.shapley import Shapley, coalitions, solve
 from xai.superpixels import check_superpixels, drawn, finite, hidden_by, hidden_in_words, superpixels
+from xai.surrogate import SIGMAS
 
-SIGMAS = 1.959964  # of a 95 % interval
 ADVISED = 8  # coalitions a segment
 
 
