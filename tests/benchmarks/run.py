@@ -194,8 +194,8 @@ def _about(asked: argparse.Namespace, clock: str) -> str:
     peers = ", ".join(f"{name} {version(name)}" for name in PEERS)
     timed = "process CPU time" if clock == "cpu" else "wall time"
     many = (f" Black-box methods: {asked.samples} samples ({asked.samples // 4} beside peers), 1 picture of 224 x 224, "
-            f"8 inputs a forward, 1 thread, process CPU time, each arm in its own process, median of {asked.turns} "
-            "rounds." if asked.samples else "")
+            "8 inputs a forward (squeezenet1_0: 7), 1 thread, process CPU time, each arm in its own process, "
+            f"median of {asked.turns} rounds." if asked.samples else "")
     return (f"{asked.pictures} pictures of {asked.size} x {asked.size}, random weights, {asked.threads} thread(s), "
             f"{timed}, median of {asked.rounds} rounds in turns after a warm-up; {peers}; {platform.machine()}.{many}")
 
