@@ -39,7 +39,7 @@ class Cell:
     @property
     def failed(self) -> list[Verdict]:
         """The checks that this map did not pass."""
-        return [v for v in self.verdicts if not v.passed]
+        return [v for v in self.verdicts if v.passed is False]
 
 
 @dataclass

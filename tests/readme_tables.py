@@ -1,8 +1,8 @@
 """Write the generated parts of README.md: `python tests/readme_tables.py` prints them, `--write` puts them in place.
 
 Each stands between `<!-- NAME -->` and `<!-- end of NAME -->`. `methods` is read from the analyzers' files, `shipped`
-from the cards of the shipped models, `walk` and `benchmarks` from the tables in examples/tables/ that their commands
-wrote (nothing where there is none).
+from the cards of the shipped models, the others from the tables in examples/tables/ that their commands wrote (nothing
+where there is none).
 """
 
 from __future__ import annotations
@@ -72,17 +72,19 @@ def walk() -> str:
     return table.read_text().split("\n\n")[1] if table.is_file() else ""
 
 
-def benchmarks() -> str:
-    """The table of tests/benchmarks/run.py."""
-    table = TABLES / "benchmarks.md"
-    return table.read_text().strip() if table.is_file() else ""
+def table(name: str) -> str:
+    """A table that a command wrote; "" where there is none."""
+    file = TABLES / f"{name}.md"
+    return file.read_text().strip() if file.is_file() else ""
 
 
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "shipped": shipped,
     "walk": walk,
-    "benchmarks": benchmarks,
+    "benchmarks": lambda: table("benchmarks"),
+    "planted": lambda: table("planted"),
+    "removal": lambda: table("removal"),
 }
 
 

@@ -534,10 +534,10 @@ def test_a_reader_that_hangs_up_sees_no_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("xai ", {"explain", "analyze", "report", "models", "methods"}),
+        ("xai ", {"explain", "analyze", "benchmark", "report", "models", "methods"}),
         ("xai explain --method gradcam", {"gradcam", "gradcam_plusplus"}),
         ("xai analyze smo", {"smoothgrad"}),
-        ("xai explain --model xai:", {"xai:photo20"}),
+        ("xai explain --model xai:", {"xai:photo20", "xai:planted"}),
         ("xai explain a.png --prec", {"--precision"}),
         ("xai models ", {"list", "info"}),
     ],
@@ -623,9 +623,9 @@ def test_progress_counts_the_work_of_all_models_to_the_end(line: CommandLine, mo
     monkeypatch.setattr(cli.Progress, "__call__", lambda _, done, total: told.append((done, total)))
     model = ["--model", "xai:photo20", "--model", f"file:net.py:cnn?{NORMAL}"]
     line.fine("explain", "photos", *model, "--memory", "1", *CPU)
-    assert {total for _, total in told} == {2 * 2 * (1 + 2 + 2)}, "two models, two pictures: forward, map, check"
+    assert {total for _, total in told} == {2 * 2 * (1 + 2 + 20)}, "two models, two pictures: forward, map, checks"
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1] == (20, 20)
+    assert told[-1] == (92, 92)
 
 
 # --- Ctrl-C ---

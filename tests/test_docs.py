@@ -98,6 +98,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path, picture in (("image.png", "chelsea"), ("photos/1.jpg", "coffee"), ("photos/2.jpg", "rocket")):
         Image.fromarray(getattr(skimage.data, picture)()).save(folder / path)
     onnx_file(folder / "net.onnx", "n")
+    (folder / "boxes.csv").write_text("file,x0,y0,x1,y1,label\nimage.png,120,20,400,290,cat\n")
     return folder
 
 
@@ -107,6 +108,8 @@ def test_a_command_of_the_readme_runs(line: str, desk: Path) -> None:
     downloads = any(w in ("resnet50", "resnet18") or w.startswith(("torchvision:", "timm:", "hf")) for w in words)
     if downloads and "--weights" not in words:
         words += ["--weights", "random"] if words[0] == "models" else WITHOUT_DOWNLOAD
+    if words[0] == "benchmark" and "--data" not in words:
+        words.append("--dry-run")
     done = run([*XAI, *words], desk)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
     assert done.stdout.strip()

@@ -20,10 +20,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.cli*",),
     ("xai.run", "xai.plan"),
     ("xai.ask", "xai.job"),
-    ("xai.catalog",),
+    ("xai.benchmark",),
     ("analyzers*",),
-    ("xai.perturbation",),
+    ("xai.metric",),
+    ("xai.controls", "xai.perturbation", "xai.constructed"),
     ("xai.attribution",),
+    ("xai.evidence",),
+    ("xai.removal", "xai.randomized", "xai.pictures"),
+    ("xai.catalog",),
     ("xai.analyzer",),
     ("filterdb*", "xai.subject"),
     ("xai.local_fit", "xai.superpixels"),
@@ -36,10 +40,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.fast", "xai.resolver", "xai.compiled"),
     ("xai.layouts", "xai.graph", "xai.windows"),
     ("xai.layers", "xai.heads", "xai.torchvision_import", "xai.trace", "xai.segments"),
-    ("xai.outputs", "xai.preprocessing"),
+    ("xai.outputs", "xai.preprocessing", "xai.planted"),
     ("xai.images", "xai.targets"),
     ("xai.image_sources",),
-    ("xai.image_arrays", "xai.image_files"),
+    ("xai.annotations", "xai.scenes"),
+    ("xai.annotated",),
+    ("xai.image_entries",),
+    ("xai.image_arrays", "xai.image_files", "xai.outlines", "xai.glyphs"),
     ("xai.seeds", "xai.health", "xai.provenance", "xai.devices", "xai.modules", "xai.pace",
      "xai.statistics", "xai.shapley", "xai.surrogate"),
     ("xai.result",),
@@ -51,7 +58,8 @@ PAGES = "reports"  # a house beside the tower: it sees the record, and the top r
 PAGES_MAY_IMPORT = ("xai.result", "xai.panels", "xai.errors")
 MAY_IMPORT_PAGES = ("xai.cli*", "xai.run")
 EXEMPT = (("xai.result", "_repr_html_"),)  # a notebook draws the page of a result: the one arrow upwards
-EXEMPT_TYPES = (("xai.batch", "xai.model"),)  # a batch names its model's type; only the type checker follows that arrow
+# A batch names its model's type, and the evidence those of what it judges: only the type checker follows these arrows.
+EXEMPT_TYPES = (("xai.batch", "xai.model"), ("xai.evidence", "xai.attribution"), ("xai.evidence", "xai.analyzer"))
 
 # Import names of the dependencies: those that a file may import at its top, and those that wait for the call.
 LIGHT = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,15 @@ from xai.result import Verdict
 NAN, INF = float("nan"), float("inf")
 HILL = torch.tensor([[0.0, 1.0, 0.0], [1.0, 4.0, 1.0], [0.0, 1.0, 0.0]])
 VALLEY = torch.tensor([[3.0, 0.0, -1.0], [0.5, 0.0, 2.0], [-1.0, 1.0, 0.0]])
+
+
+def test_the_thresholds_are_those_of_the_calibration() -> None:
+    """examples/calibrate_evidence.py measured them; rounded to two places."""
+    table = (Path(__file__).parent.parent / "examples/tables/evidence.md").read_text()
+    found = dict(re.findall(r"([a-z][a-z -]+) (\d\.\d\d)", table.split("Thresholds: ")[1].split(". Each")[0]))
+    assert {k.strip(): float(v) for k, v in found.items()} == {
+        "class-sensitive": health.SAME, "weight-dependent": health.WEIGHTS, "faithful beyond random": health.FAITHFUL,
+        "stable": health.STABLE}
 
 
 def value(verdict: Verdict) -> float:
@@ -172,11 +183,14 @@ def test_the_threshold_divides_alike_from_different() -> None:
     base, other = base - base.mean(), other - other.mean()
     other = other - (other * base).sum() / (base * base).sum() * base  # no correlation at all
     other = other / other.norm() * base.norm()
-    for correlation, passed in ((0.0, True), (0.5, True), (0.9985, True), (0.9995, False)):
+    for correlation, passed in ((0.0, True), (0.5, True), (0.809, True), (0.811, False), (0.9995, False)):
         mixed = correlation * base + math.sqrt(1 - correlation**2) * other
         verdict = health.class_sensitive(base, mixed, "dog", "p")
         assert_close(value(verdict), correlation, rtol=0, atol=1e-9)
         assert verdict.passed is passed
+        if not passed:
+            near = "" if correlation > health.ALIKE else "nearly "
+            assert verdict.sentence.startswith(f"The map for dog is {near}the same map (correlation {correlation:.3f}")
         if passed:
             assert verdict.sentence == ("The map changes with the class: its correlation with the map for dog is "
                                         f"{value(verdict):.2f}.")  # fmt: skip
@@ -197,3 +211,35 @@ def test_no_map_breaks_a_verdict(values: object) -> None:
     same = health.class_sensitive(tensor, tensor, "dog", "p")
     assert not same.passed
     assert same.value is None or abs(same.value) > health.SAME
+
+
+@pytest.mark.parametrize(("value_", "passed"), [(0.64, True), (0.66, False), (-0.9, True), (1.0, False)])
+def test_a_map_that_outlives_its_last_layer_fails(value_: float, passed: bool) -> None:
+    verdict = health.weight_dependent(value_, "p", "Checked with 3 samples.")
+    assert verdict.passed is passed
+    assert verdict.sentence.endswith("Checked with 3 samples.")
+    assert f"{value_:.2f}" in verdict.sentence
+    assert plain(verdict)
+
+
+def test_a_check_that_could_not_be_made_is_neither_good_nor_bad() -> None:
+    found = (health.weight_dependent(NAN, "p"), health.stable([NAN], 0.03, "p"), health.unchecked("x", "why", "p"))
+    for verdict in found:
+        assert (verdict.passed, verdict.value, verdict.threshold) == (None, None, None)
+        assert verdict.sentence.startswith("Not checked: ")
+
+
+@pytest.mark.parametrize(("value_", "rolled", "passed", "bar"), [
+    (0.5, [], True, health.FAITHFUL), (0.4, [], False, health.FAITHFUL), (0.4, [0.1, 0.3], True, 0.3),
+    (0.2, [0.1, 0.3], False, 0.3), (NAN, [], False, health.FAITHFUL)])  # fmt: skip
+def test_a_faithful_map_beats_what_knows_nothing(value_: float, rolled: list[float], passed: bool, bar: float) -> None:
+    verdict = health.faithful(value_, rolled, "p")
+    assert verdict.passed is passed
+    assert verdict.threshold == bar
+    assert (f"{len(rolled)} copies" in verdict.sentence) == bool(rolled)
+
+
+def test_a_stable_map_is_judged_by_the_mean_of_its_draws() -> None:
+    assert health.stable([0.9, 0.1, NAN], 0.03, "p").value == pytest.approx(0.5)
+    assert health.stable([0.5, 0.3], 0.03, "p").passed is False
+    assert health.stable([0.5, 0.5], 0.03, "p").passed is True

@@ -380,22 +380,24 @@ def test_the_passes_are_those_that_were_planned(analyzer: Attribution, forwards:
 
 def test_the_cheaper_forms_say_what_they_spare_and_fit_the_check() -> None:
     model = small().model
-    assert ExtremalPerturbation().spared() == ("Both maps were made with 5 steps, 50 times as long, for the area 0.2 "
-                                               "alone, at a tenth of its weight.")
-    assert MeaningfulPerturbation().spared() == "Both maps were made with 5 steps, ones start."
-    for analyzer in (ExtremalPerturbation(), ExtremalPerturbation(variant="delete"), MeaningfulPerturbation()):
-        check = analyzer.check_passes(model)
-        assert check is not None
-        assert (check.forwards, check.backwards) == (12, 8)
-    assert ExtremalPerturbation(variant="dual").check_passes(model) is None
+    extremal, meaningful = ExtremalPerturbation(), MeaningfulPerturbation()
+    assert extremal.spared(extremal.divided(2)) == ("Checked with 5 steps, 50 times as long, for the area 0.2 alone, "
+                                                    "at a tenth of its weight.")
+    assert meaningful.spared(meaningful.divided(2)) == "Checked with steps 5, start ones."
+    for analyzer in (extremal, ExtremalPerturbation(variant="delete"), meaningful):
+        cheap = analyzer.within(14, model)
+        assert cheap is not None
+        assert cheap == analyzer.divided(2)
+        assert (cheap.passes(model).forwards, cheap.passes(model).backwards) == (6, 4)
+        assert analyzer.within(13, model) is None
     weak = batch_of(made(conv_net(), precision="float32"), pictures(3))  # its scores say little beside the area
-    cheap = ExtremalPerturbation().cheaper()
+    cheap = extremal.divided(2)
     one, other = (mapped(cheap, weak, text).flatten(1) for text in ("top1", "rank:2"))
     for a, b in zip(one, other, strict=True):
         assert float(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.98
     plain = ExtremalPerturbation(steps=5, areas=0.1)
-    assert plain.cheaper() == plain
-    assert plain.spared() == ""
+    assert plain.divided(2) == plain
+    assert plain.spared(plain) == ""
 
 
 def test_half_precision_learns_its_mask_in_full() -> None:

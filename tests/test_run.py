@@ -16,12 +16,14 @@ from analyzers.attribution.gradcam import GradCAM
 from analyzers.attribution.saliency import Saliency
 from tests.gradient_nets import Attentive, conv_net, made, pictures, unusual
 from xai import run
-from xai.analyzer import Maps
+from xai.analyzer import Maps, Passes
 from xai.ask import Ask
-from xai.attribution import CHECK, Attribution, Passes
+from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.catalog import entries, find
 from xai.errors import XaiError
+from xai.evidence import NAMES, QUICK
+from xai.evidence import plan as checks_of
 from xai.images import load_images
 from xai.model import Model
 from xai.panels import Heatmap
@@ -94,17 +96,17 @@ def test_finished_pictures_survive_ctrl_c_and_a_bug(stop: type[BaseException], m
     plain, count = GradCAM.maps, iter(range(100))
 
     def fall(self: GradCAM, batch: Batch, target: Bound) -> Maps:
-        if next(count) == 6:  # third batch: two maps a batch, one of them for the check
+        if next(count) == 3:  # the fourth picture
             raise stop
         return plain(self, batch, target)
 
     monkeypatch.setattr(GradCAM, "maps", fall)
     out = tmp_path / "out"
     if stop is KeyboardInterrupt:
-        assert xai.explain(net(), list(PHOTO), ["saliency", "gradcam"], chunk=1, out=out).interrupted
+        assert xai.explain(net(), list(PHOTO), ["saliency", "gradcam"], chunk=1, out=out, evidence="off").interrupted
     else:
         with pytest.raises(ZeroDivisionError):
-            xai.explain(net(), list(PHOTO), ["saliency", "gradcam"], chunk=1, out=out)
+            xai.explain(net(), list(PHOTO), ["saliency", "gradcam"], chunk=1, out=out, evidence="off")
     kept = {name: Result.load(out / f"module-Sequential__{name}") for name in ("saliency", "gradcam")}
     assert [i.name for i in kept["gradcam"].images] == ["picture 0", "picture 1", "picture 2"]
     assert [i.name for i in kept["saliency"].images] == ["picture 0", "picture 1", "picture 2", "picture 3"]
@@ -127,31 +129,31 @@ def test_the_same_picture_twice_is_two_pictures_with_the_same_map() -> None:
 
 
 @pytest.mark.parametrize("name", MAPPERS)
-def test_the_check_by_class_stays_within_its_budget(name: str) -> None:
-    """Twice the cheaper form (or once the method) costs no more than 32 forwards; what is blind to the class fails."""
+def test_the_quick_card_stays_within_its_budget(name: str) -> None:
+    """32 forwards a map, or half of what the map itself took; what is blind to the class fails."""
     own = unusual(Attentive, "float32") if "attention" in CLASSES[name].needs else net()
-    check = CLASSES[name]().check_passes(own)
-    assert check is not None, "every attribution says whether it is class-sensitive"
-    assert check.work <= CHECK
     cells = {"segmentation": "grid", "baseline": "black"}  # of one pixel here, whose mean colour would hide nothing
     has = "segmentation" in CLASSES[name]().parameters()
-    short = {"steps": "20"} if CLASSES[name]().parameters().get("steps", 0) > 100 else {}
-    result = xai.explain(own, list(PHOTO), name, settings=cells if has else short).result
-    spent = (result.cost.check_forwards, result.cost.check_backwards)
-    assert spent == (5 * check.forwards, 5 * check.backwards) or (CLASSES[name].upper and spent[0] < 5 * check.forwards)
+    short = {"steps": "100"} if CLASSES[name]().parameters().get("steps", 0) > 100 else {}
+    cost = (result := xai.explain(own, list(PHOTO), name, settings=cells if has else short).result).cost
+    work = cost.forwards - 5 + 2 * cost.backwards
+    assert cost.check_forwards + 2 * cost.check_backwards <= 5 * max(QUICK, work / 5 / 2)
     told = [v for v in result.verdicts if v.name == "class-sensitive"]
-    fewer = {"steps", "samples"} & set(CLASSES[name]().parameters()) if not CLASSES[name].shares else set()
-    assert all(("Both maps were made with 5 " in v.sentence) == bool(fewer) for v in told)
     assert len(told) == 5
-    assert all(v.passed for v in told) != (name in ("eigencam", "attention_rollout"))
+    if name != "extremal_perturbation":  # in a network as small as this its area outweighs any class
+        assert any(v.passed for v in told) != (name in ("eigencam", "attention_rollout"))
+    for check in NAMES:
+        assert len([v for v in result.verdicts if v.name == check]) == 5
 
 
-def test_a_method_that_is_too_dear_is_not_checked() -> None:
+def test_a_method_that_is_too_dear_is_not_made_again() -> None:
     class Dear(GradCAM):
         def passes(self, model: Model) -> Passes:
             return Passes(forwards=1, backwards=16)
 
-    assert Dear().check_passes(net()) is None
+    found = checks_of(Dear(), net(), "quick", classes=True, spent=33)
+    assert found.probe is None
+    assert found.why == "another map costs 33 forwards, too many for the quick card"
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
@@ -161,7 +163,7 @@ def test_progress_moves_within_a_picture_and_ends_whole(chunk: int) -> None:
     xai.explain(net(), list(PHOTO), methods, settings=settings, chunk=chunk, progress=lambda *at: told.append(at))
     rows = plan(Ask(models=(net(),), images=tuple(PHOTO), methods=methods, settings=settings)).rows
     totals = {total for _, total in told}
-    checks = 5 * 2 + 5 * 2 * (5 + 10)  # a backward; five samples for each of two classes
+    checks = 5 * 2 * 12 + 5 * (2 + 3 * 2) + 5 * (2 + 4 * 3)  # removal; three backwards; four maps of one sample
     assert totals == {sum(r.forwards + 2 * r.backwards for r in rows) + checks}
     done = [at for at, _ in told]
     assert done == sorted(done)

@@ -283,18 +283,19 @@ def test_a_map_is_the_same_whatever_the_chunk(name: str, photo20: Model) -> None
 def test_a_map_does_not_depend_on_which_classes_are_asked_for(name: str, photo20: Model) -> None:
     first = dict(heat(photo20, name, 16, target="rank:2"))["map"]
     small = few(name, photo20)
-    both = run.explain(photo20, load_images(["sample:coffee"]), name, chunk=16, settings=small, target="top3")
+    asked = {"chunk": 16, "settings": small, "target": "top3", "evidence": "off"}
+    both = run.explain(photo20, load_images(["sample:coffee"]), name, **asked)
     before = photo20.cost.forwards
     second = next(p for p in both.results[1].panels if isinstance(p, Heatmap))
     assert_close(torch.as_tensor(second.values), first, rtol=0, atol=1e-6 * float(first.abs().max()))
-    run.explain(photo20, load_images(["sample:coffee"]), name, chunk=16, settings=small, target="top3")
+    run.explain(photo20, load_images(["sample:coffee"]), name, **asked)
     spent = photo20.cost.forwards - before
     assert spent == both.results[0].cost.forwards, "three classes cost what one does"
 
 
 def test_progress_is_told_in_forwards(photo20: Model) -> None:
     told: list[tuple[int, int]] = []
-    run.explain(photo20, load_images(["sample:coffee"]), "rise", chunk=8, settings={"samples": "64"},
+    run.explain(photo20, load_images(["sample:coffee"]), "rise", chunk=8, settings={"samples": "64"}, evidence="off",
                 progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (65, 65)
     assert [done for done, _ in told[:-1]] == [1, *range(9, 66, 8)]
@@ -344,7 +345,7 @@ def test_ctrl_c_costs_one_picture_of_a_method_that_asks_each_by_itself() -> None
         return net(x)
 
     model = Model(forward=forward, mean=[0.4] * 3, std=[0.3] * 3, size=6)
-    done = run.explain(model, list(pictures(4)), "rise", settings={"samples": "64"}, out=None, chunk=4)
+    done = run.explain(model, list(pictures(4)), "rise", settings={"samples": "64"}, out=None, chunk=4, evidence="off")
     assert done.interrupted
     assert len(done.result.images) == 2
     assert done.result.cost.forwards == 2 * 65

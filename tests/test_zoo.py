@@ -264,7 +264,7 @@ def test_a_shipped_model_follows_its_card(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_the_shipped_network_tells_its_accuracy_and_terms() -> None:
     notes = load("xai:photo20").notes
-    assert "top-1 84.4 % of 1,000 validation photographs (95 % interval 82.0 to 86.5)" in notes
+    assert "top-1 84.4 % of 1,000 validation pictures (95 % interval 82.0 to 86.5)" in notes
     assert any("non-commercial" in note for note in notes)
     assert load("xai:photo20", weights="random").notes == []
 

@@ -18,7 +18,7 @@ from xai.errors import error
 from xai.model import Model
 from xai.panels import AnyPanel
 from xai.provenance import peak_memory, provenance
-from xai.result import Cost, Result
+from xai.result import Cost, Result, Verdict
 from xai.subject import Subject
 
 Progress = Callable[[int, int], None]  # what is done, of how much: in forwards, a backward counted as two
@@ -57,12 +57,13 @@ class Maps:
 class Analyzer:
     """A method with its parameters as fields. `needs`: capabilities (gradients, hooks, forward) and data (images,
     labels, ...); `version` is raised when the numbers change. `shares`: one set of passes serves all targets. `upper`:
-    the planned passes are the most that it takes, it may stop before."""
+    the planned passes are the most that it takes, it may stop before. `explains`: the target where none is named."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     version: ClassVar[int] = 1
     shares: ClassVar[bool] = False
     upper: ClassVar[bool] = False
+    explains: ClassVar[str] = "top1"
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -123,8 +124,8 @@ class Analyzer:
         for capability in sorted(self.needs & {"gradients", "hooks", "forward"}):
             model.need(capability)
 
-    def run(self, subject: Subject) -> Iterator[AnyPanel]:
-        """The panels of this analysis; written by each analyzer that is no attribution."""
+    def run(self, subject: Subject) -> Iterator[AnyPanel | Verdict]:
+        """The panels of this analysis, and its verdicts; written by each analyzer that is no attribution."""
         raise error(f"the method {self.name()}", "one with its own run", "an abstract one",
                     "Use an analyzer from `xai methods list`")
 
@@ -137,7 +138,7 @@ class Analyzer:
         pictures, per = len(subject.images or ()), [self.passes(model) for model in subject.models]
         work = pictures * sum(1 + one.work for one in per)
         with torch.inference_mode(False), reported(subject.models, work, progress):  # the mode as in `attribute`
-            panels = tuple(self.run(subject))
+            found = tuple(self.run(subject))
         spent = [(m.cost.forwards - f, m.cost.backwards - b) for m, (f, b) in zip(subject.models, before, strict=True)]
         cost = Cost(forwards=sum(f for f, _ in spent), backwards=sum(b for _, b in spent),
                     seconds=time.perf_counter() - started, peak_memory=peak_memory())
@@ -145,7 +146,9 @@ class Analyzer:
         return Result(analyzer=self.name(), version=self.version, title=self.title(),
                       reference=self.section("Reference"), summary=self.section("Yields"), parameters=self.parameters(),
                       models=tuple(m.record(getattr(self, "layer", None)) for m in subject.models),
-                      target=subject.targets[0].text, panels=panels, cost=cost,
+                      target=subject.targets[0].text, cost=cost,
+                      panels=tuple(one for one in found if not isinstance(one, Verdict)),
+                      verdicts=tuple(one for one in found if isinstance(one, Verdict)),
                       provenance=provenance(command, subject.seed, str(place.device) if place else "cpu",
                                             precision_name(place) if place else "float32"))
 

@@ -11,10 +11,12 @@ from typing import Any
 from xai import catalog
 from xai.attribution import Attribution
 from xai.errors import XaiError, error
+from xai.evidence import check_level
 from xai.images import Images, load_images
 from xai.model import Model
 from xai.result import Failure
-from xai.subject import as_model
+from xai.subject import as_model, as_targets
+from xai.targets import Target
 
 DEFAULT_MODEL, DEFAULT_METHOD = "xai:photo20", "gradcam"
 FORMATS = ("npy", "png", "overlay")
@@ -22,13 +24,14 @@ FORMATS = ("npy", "png", "overlay")
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a person asked for, before any loading. `weights`: one for all, or one each. `save`: npy, png, overlay.
-    `chunk`: pictures a batch and inputs a forward (None: by memory and time). `compile`: as in `Model.infer`."""
+    """What a person asked for, before any loading. `target`: None is the method's own. `weights`: one for all, or one
+    each. `save`: npy, png, overlay. `chunk`: pictures a batch and inputs a forward (None: by memory and time).
+    `compile`: as in `Model.infer`. `evidence`: how much the maps are checked, off, quick or full."""
 
     models: tuple[Any, ...]
     images: tuple[Any, ...] = ()
     methods: tuple[str, ...] = (DEFAULT_METHOD,)
-    target: Any = "top1"
+    target: Any = None
     settings: Mapping[str, str] = field(default_factory=dict)
     weights: tuple[str, ...] = ()
     device: str = "auto"
@@ -37,6 +40,7 @@ class Ask:
     memory_bytes: int | None = None
     chunk: int | None = None
     compile: bool = False
+    evidence: str = "quick"
     save: tuple[str, ...] = ()
     command: str = ""
 
@@ -44,6 +48,7 @@ class Ask:
         for name in self.save:
             if name not in FORMATS:
                 raise error("--save", f"one or more of {', '.join(FORMATS)}", repr(name), "Separate several by commas")
+        check_level(self.evidence)
         if len(self.weights) > 1 and len(self.weights) != len(self.models):
             raise error("--weights", f"given once, or once for each of the {len(self.models)} models",
                         f"{len(self.weights)} times", "Give them in the order of the models")
@@ -72,6 +77,11 @@ def analyzers_of(ask: Ask) -> list[Any]:
     if any(isinstance(a, Attribution) for a in analyzers) and not ask.models:
         raise error("the model", "named", "none", "Name one with --model")
     return analyzers
+
+
+def targets_of(ask: Ask, analyzers: Sequence[Any]) -> tuple[Target, ...]:
+    """What is explained: what was named, else what the method explains by itself."""
+    return as_targets(analyzers[0].explains if ask.target is None else ask.target)
 
 
 def pictures_of(ask: Ask) -> Images | None:
@@ -104,18 +114,20 @@ def none_usable(failures: Sequence[Failure]) -> XaiError:
 
 def replay(ask: Ask) -> str:
     """The command line that does the same, or, where a model or picture has no name, the Python call."""
-    if not all(isinstance(v, str) for v in (*ask.models, *ask.images, ask.target)):
+    if not all(isinstance(v, str) for v in (*ask.models, *ask.images, ask.target or "")):
         shape: Callable[[Any], str] = lambda v: repr(v) if isinstance(v, str) else f"<{type(v).__name__}>"  # noqa: E731
         return (f"xai.explain({', '.join(map(shape, ask.models))}, {', '.join(map(shape, ask.images))}, "
                 f"{','.join(ask.methods)!r}, target={shape(ask.target)}, seed={ask.seed})")
     words = ["xai", "explain", *ask.images, *(w for m in ask.models for w in ("--model", m)),
-             "--method", ",".join(ask.methods), "--target", ask.target, "--seed", str(ask.seed),
+             "--method", ",".join(ask.methods), *(["--target", ask.target] if ask.target is not None else []),
+             "--seed", str(ask.seed),
              *(w for f in ask.weights for w in ("--weights", f)),
              *(w for k, v in ask.settings.items() for w in ("--set", f"{k}={v}")),
              *(["--device", ask.device] if ask.device != "auto" else []),
              *(["--precision", ask.precision] if ask.precision else []),
              *(["--memory", str(ask.memory_bytes)] if ask.memory_bytes else []),
-             *(["--compile"] if ask.compile else [])]
+             *(["--compile"] if ask.compile else []),
+             *(["--evidence", ask.evidence] if ask.evidence != "quick" else [])]
     return shlex.join(words)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from xai import health
-from xai.analyzer import Analyzer, Maps, Passes, Progress, precision_name, reported
+from xai.analyzer import Analyzer, Maps, Progress, precision_name, reported
 from xai.batch import Batch
 from xai.errors import XaiError, error
+from xai.evidence import SAMPLE, Draft, Examiner, Found, rivals, sample, work
 from xai.model import Model
-from xai.panels import AnyPanel, Column, Heatmap, Mark, Picture, Table, View
+from xai.panels import AnyPanel, Heatmap, Text, View
+from xai.pictures import picture_panels
 from xai.provenance import peak_memory, provenance
 from xai.result import Cost, Failure, ImageRecord, Result, Verdict
 from xai.subject import Subject
-from xai.targets import Bound, Target, of_classes
+from xai.targets import Bound, Target
 
-THUMBNAIL = 320  # pixels of the original's long side that the record keeps
-CHECK = 32  # what the check of one map may cost, in forwards; a backward costs about two
-FEW = 5  # steps or samples of a method's cheaper form: two maps of it cost no more than CHECK
+FEW = 5  # steps of the cheaper form of a method that takes hundreds
+DIVISORS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 50, 64, 100, 128, 256, 512)  # of the effort, for checks
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Attribution(Analyzer):
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "images"})
     view: ClassVar[View] = "signed"
+    effort: ClassVar[tuple[str, ...]] = ("steps", "samples", "evaluations")  # parameters that a check may lessen
+    lessens: ClassVar[bool] = True  # with less effort it is the same method, only noisier
     singly: ClassVar[bool] = False  # a picture fills forwards by itself: what is finished need not wait for a batch
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
@@ -53,29 +56,29 @@ class Attribution(Analyzer):
         """The layers whose activations it reads, so that one forward serves all methods."""
         return (self.layer,) if hasattr(self, "layer") else ()
 
-    def cheaper(self) -> Attribution:
-        """The same method with fewer steps or samples, for checks; itself where it has none to spare."""
-        if self.shares:
-            return self
-        names = {f.name for f in dataclasses.fields(self)} & {"steps", "samples"}
-        return dataclasses.replace(self, **{name: min(getattr(self, name), FEW) for name in names})
+    def divided(self, by: int) -> Attribution:
+        """The same method with so many times less effort (steps or samples), for checks; itself where it has none to
+        spare. Raises XaiError where that is no method."""
+        less = {f.name: max(int(f.metadata.get("low") or 1), getattr(self, f.name) // by)
+                for f in dataclasses.fields(self) if f.name in self.effort and by > 1}
+        return dataclasses.replace(self, **less)
 
-    def spared(self) -> str:
-        """A sentence that says what the cheaper form does with less; "" where it is the method itself."""
-        cheaper = self.cheaper().parameters()
-        less = [f"{cheaper[name]} {name}" for name, value in self.parameters().items() if cheaper[name] != value]
-        return f"Both maps were made with {', '.join(less)}." if less else ""
+    def within(self, work: float, model: Model) -> Attribution | None:
+        """The method with as much effort as costs at most so many forwards a map; None where the least costs more."""
+        for by in DIVISORS:
+            try:
+                form = self.divided(by)
+                if form.passes(model).work <= work:
+                    return form
+            except XaiError:
+                continue
+        return None
 
-    def check_passes(self, model: Model) -> Passes | None:
-        """What the check by another class costs a picture: a map for that class and, if the cheaper form makes it, one
-        for the class itself. None where that is more than CHECK."""
-        if self.shares:
-            return Passes()
-        cheaper = self.cheaper()
-        per, maps = cheaper.passes(model), 1 if cheaper == self else 2
-        if maps * per.work > CHECK:
-            return None
-        return Passes(maps * per.forwards, maps * per.backwards)
+    def spared(self, probe: Attribution) -> str:
+        """A sentence that says what another form of the method does with less; "" where it is the method itself."""
+        mine = self.parameters()
+        less = [f"{name} {value}" for name, value in probe.parameters().items() if value != mine[name]]
+        return f"Checked with {', '.join(less)}." if less else ""
 
     def __call__(self, subject: Subject, progress: Progress | None = None, command: str = "") -> Result:
         """Run on one model and pictures; with several targets, the first. Raises XaiError for bad input."""
@@ -96,21 +99,12 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """Maps (n, h, w) for each picture's class and for the best other class, whose names these are."""
-
-    own: Tensor
-    other: Tensor
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Made:
-    """What a method made of one batch for one target, and what that took."""
+    """What a method made of one batch for one target, what was found when it was checked, and what that took."""
 
     bound: Bound
     maps: Maps
-    rival: Rival | None
+    evidence: Found
     cost: Cost
 
 
@@ -124,6 +118,7 @@ class Sheet:
     analyzer: Attribution
     model: Model
     target: Target
+    examiner: Examiner
     leaves: list[Leaf] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     problem: XaiError | None = None
@@ -137,11 +132,17 @@ class Sheet:
 
     @property
     def work(self) -> float:
-        """What one picture is planned to cost beyond the common forward, with its check, in forwards."""
+        """What one picture is planned to cost beyond the common forward, without its checks, in forwards."""
         try:
-            check = None if self.hopeless else self.analyzer.check_passes(self.model)
-            return 0 if self.hopeless else self.analyzer.passes(self.model).work + (check.work if check else 0)
+            return 0 if self.hopeless else self.analyzer.passes(self.model).work
         except XaiError:  # what stands in the way is told when the map is made
+            return 0
+
+    def check_work(self, targets: int, apart: bool) -> float:
+        """The same of its checks, for all targets that are made with it."""
+        try:
+            return 0 if self.hopeless else work(self.analyzer, self.model, self.examiner.level, targets, apart)
+        except XaiError:
             return 0
 
     def want(self, batch: Batch) -> None:
@@ -150,9 +151,9 @@ class Sheet:
 
     def add(self, batch: Batch, made: Made, common: Sequence[AnyPanel], shared_seconds: float) -> None:
         """Judge and keep the maps of one batch."""
-        bound, rival, how = made.bound, made.rival, self.analyzer.spared()
+        bound = made.bound
         values, errors = made.maps.values.detach().float().cpu(), made.maps.error
-        panels = [*common, *made.maps.panels]
+        panels = [*common, *made.maps.panels, *made.evidence.panels]
         leaves: list[Leaf] = []
         for i, (digest, image) in enumerate(zip(batch.hashes, batch.images, strict=True)):
             if bound.skip and bound.skip[i]:
@@ -165,9 +166,7 @@ class Sheet:
                 error=None if errors is None else errors[i].detach().float().cpu().numpy(), view=self.analyzer.view)
             verdicts = [health.finite(values[i], digest), health.varied(values[i], digest),
                         health.shown(values[i], self.analyzer.view, digest)]
-            if rival is not None:
-                verdicts.append(health.class_sensitive(rival.own[i], rival.other[i], rival.names[i], digest,
-                                                       self.analyzer.view, how))
+            verdicts += [v for v in made.evidence.verdicts if v.picture == digest]
             beside = [p for p in panels if p.picture == digest]
             leaves.append(Leaf(record, (*beside, heat), tuple(v for v in verdicts if v is not None)))
         self.cost = dataclasses.replace(
@@ -184,6 +183,12 @@ class Sheet:
             self.problem = self.problem or problem
             self.lost.append(batch.images[0].name)
 
+    def _sampled(self) -> Iterator[AnyPanel]:
+        if len(self.leaves) > SAMPLE and self.examiner.level != "off":
+            yield Text(key="evidence", title="Which maps were checked", text=(
+                f"A sample of {SAMPLE} of the {len(self.leaves)} maps, drawn by the seed; of the others only whether "
+                "they are finite and not the same everywhere."))
+
     def result(self, command: str, seed: int) -> Result:
         """The record."""
         layer = self.analyzer.layers()
@@ -192,7 +197,7 @@ class Sheet:
             analyzer=a.name(), version=a.version, title=a.title(), summary=a.section("Yields"),
             reference=a.section("Reference"), parameters=a.parameters(),
             models=(self.model.record(layer[0] if layer else None),), images=tuple(self.images),
-            target=self.target.text, panels=tuple(p for leaf in self.leaves for p in leaf.panels),
+            target=self.target.text, panels=(*(p for leaf in self.leaves for p in leaf.panels), *self._sampled()),
             verdicts=tuple(v for leaf in self.leaves for v in leaf.verdicts),
             cost=dataclasses.replace(self.cost, peak_memory=peak_memory()),
             provenance=provenance(command, seed, str(self.model.device), precision_name(self.model)))
@@ -201,7 +206,8 @@ class Sheet:
 def sheets_of(analyzers: Sequence[Attribution], subject: Subject) -> list[Sheet]:
     """An empty sheet for every method and target, in that order; one that the model cannot serve has its problem."""
     model = subject.one_model()
-    sheets = [Sheet(analyzer, model, target) for analyzer in analyzers for target in subject.targets]
+    examiner = Examiner(model, subject.evidence, subject.seed)
+    sheets = [Sheet(analyzer, model, target, examiner) for analyzer in analyzers for target in subject.targets]
     for sheet in sheets:
         _guarded(sheet, sheet.analyzer.check, model)
     return sheets
@@ -222,16 +228,23 @@ def attribute(sheets: Sequence[Sheet], subject: Subject, progress: Progress | No
     bad = None if failures is None else lambda name, said: failures.append(Failure(name=name, sentence=said))
     if all(sheet.hopeless for sheet in sheets):
         return
-    work = sum(group[0].work if group[0].analyzer.shares else sum(sheet.work for sheet in group)
-               for group in _groups([sheet for sheet in sheets if not sheet.hopeless]))
-    with reported([model], len(images) * (1 + work), progress):
+    groups, count = _groups([sheet for sheet in sheets if not sheet.hopeless]), len(images)
+    planned = count * (1 + sum(group[0].work for group in groups)) + min(count, SAMPLE) * sum(
+        group[0].check_work(len(group), count > SAMPLE and not group[0].analyzer.singly) for group in groups)
+    checked, done = sample(len(images), subject.seed), 0
+    for sheet in sheets:
+        sheet.examiner.apart = checked is not None
+    with reported([model], planned, progress):
         for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes, chunk=chunk, bad=bad):
-            _one_batch(sheets, batch)
+            _one_batch(sheets, batch, frozenset(batch.hashes[i] for i in range(len(batch))
+                                                if checked is None or done + i in checked))
+            done += len(batch)
             if all(sheet.hopeless for sheet in sheets):
                 break
 
 
-def _one_batch(sheets: Sequence[Sheet], batch: Batch) -> None:
+def _one_batch(sheets: Sequence[Sheet], batch: Batch, checked: frozenset[str]) -> None:
+    """Make and add the maps of a batch; `checked` holds the hashes of the pictures whose maps are checked."""
     started = time.perf_counter()
     for sheet in sheets:
         _guarded(sheet, sheet.want, batch)
@@ -243,20 +256,21 @@ def _one_batch(sheets: Sequence[Sheet], batch: Batch) -> None:
         for sheet in left:
             sheet.miss(batch, problem)
         for one in batch.singles() if len(batch) > 1 else ():  # the batch may be too large, or spoilt by one picture
-            _one_batch(left, one)
+            _one_batch(left, one, checked)
         for sheet in left:
             sheet.hopeless = sheet.hopeless or (len(batch) > 1 and not sheet.leaves)
         return
     for group in _groups(left):
         if group[0].analyzer.singly and len(batch) > 1:
-            lost = [sheet for one in batch.singles() for sheet in _tried(group, one, common, shared / len(batch))]
+            lost = [sheet for one in batch.singles()
+                    for sheet in _tried(group, one, common, shared / len(batch), checked)]
             for sheet in lost:
                 sheet.hopeless = not sheet.leaves
             continue
-        failed = _tried(group, batch, common, shared)
+        failed = _tried(group, batch, common, shared, checked)
         if failed and len(batch) > 1:
             for one in batch.singles():
-                _tried(failed, one, common, 0.0)
+                _tried(failed, one, common, 0.0, checked)
             for sheet in failed:
                 sheet.hopeless = not sheet.leaves  # where none of a batch gets a map, none will
 
@@ -272,7 +286,8 @@ def _groups(sheets: Sequence[Sheet]) -> list[list[Sheet]]:
     return groups
 
 
-def _tried(group: Sequence[Sheet], batch: Batch, common: Sequence[AnyPanel], shared_seconds: float) -> list[Sheet]:
+def _tried(group: Sequence[Sheet], batch: Batch, common: Sequence[AnyPanel], shared_seconds: float,
+           checked: frozenset[str]) -> list[Sheet]:
     """Make the maps of a batch and add them; what an XaiError says is noted, and whose map it cost is returned.
 
     Nothing is kept of a batch that raises or is interrupted.
@@ -287,10 +302,11 @@ def _tried(group: Sequence[Sheet], batch: Batch, common: Sequence[AnyPanel], sha
             sheet.miss(batch, problem)
             failed.append(sheet)
     try:
-        made = _made(fit[0].analyzer, batch, [batch.bind(sheet.target) for sheet in fit]) if fit else []
+        made = _made(fit[0], batch, [batch.bind(sheet.target) for sheet in fit], checked) if fit else []
     except XaiError as problem:
         if len(fit) > 1:  # one of the targets may be at fault
-            return [*failed, *(lost for sheet in fit for lost in _tried([sheet], batch, common, shared_seconds))]
+            alone = (_tried([sheet], batch, common, shared_seconds, checked) for sheet in fit)
+            return [*failed, *(lost for one in alone for lost in one)]
         for sheet in fit:
             sheet.miss(batch, problem)
         return [*failed, *fit]
@@ -299,49 +315,36 @@ def _tried(group: Sequence[Sheet], batch: Batch, common: Sequence[AnyPanel], sha
     return failed
 
 
-def _made(analyzer: Attribution, batch: Batch, bounds: Sequence[Bound]) -> list[Made]:
+def _made(sheet: Sheet, batch: Batch, bounds: Sequence[Bound], checked: frozenset[str]) -> list[Made]:
     """The maps of one method for one target, or for several that share its passes: each then states all of them."""
-    count, started = batch.model.cost, time.perf_counter()
+    analyzer, count, started = sheet.analyzer, batch.model.cost, time.perf_counter()
     before = (count.forwards, count.backwards)
-    rivals = [_rival(analyzer, batch, bound) for bound in bounds]
-    beside = {i: rival for i, rival in enumerate(rivals) if rival is not None and analyzer.shares}
+    rows = [i for i, digest in enumerate(batch.hashes) if digest in checked]
+    wanted = sheet.examiner.level != "off" and bool(rows)
+    others = [rivals(batch, bound) if wanted else None for bound in bounds]
+    beside = {i: other for i, other in enumerate(others) if other is not None and analyzer.shares}
     maps = analyzer.maps_for(batch, [*bounds, *beside.values()], (*range(len(bounds)), *beside))
+    for one in maps:
+        check_shape(analyzer, one.values, len(batch))
     middle, seconds = (count.forwards, count.backwards), time.perf_counter() - started
-    others = iter(maps[len(bounds):])
-    found: list[Rival | None] = []
-    for made, bound, rival in zip(maps, bounds, rivals, strict=False):
-        own = made.values.detach().float().cpu()
-        if rival is None:
-            found.append(None)
-        elif analyzer.shares:
-            found.append(Rival(own, next(others).values.detach().float().cpu(), rival.names))
-        else:
-            found.append(_checked(analyzer, batch, bound, rival, own))
+    evidence = [Found() for _ in bounds]
+    if wanted:
+        free = dict(zip(beside, maps[len(bounds):], strict=True))
+        drafts = [Draft(bound, one.values.detach().float().cpu(), other,
+                        free[i].values.detach().float().cpu() if i in free else None)
+                  for i, (bound, one, other) in enumerate(zip(bounds, maps, others, strict=False))]
+        spent = (middle[0] - before[0] + 2 * (middle[1] - before[1])) / len(batch)
+        evidence = sheet.examiner.examine(analyzer, batch, drafts, rows, spent)
     cost = Cost(forwards=middle[0] - before[0], backwards=middle[1] - before[1], seconds=seconds,
                 check_forwards=count.forwards - middle[0], check_backwards=count.backwards - middle[1])
-    return [Made(bound, made, rival, cost) for bound, made, rival in zip(bounds, maps, found, strict=False)]
+    return [Made(bound, made, found, cost) for bound, made, found in zip(bounds, maps, evidence, strict=False)]
 
 
-def _rival(analyzer: Attribution, batch: Batch, bound: Bound) -> Bound | None:
-    """The best other class of each picture; None where that is meaningless or its map too dear."""
-    output = batch.output()
-    if bound.classes is None or output.ndim != 2 or output.shape[1] < 2 or analyzer.check_passes(batch.model) is None:
-        return None
-    first, second = output.topk(2, 1).indices.T
-    other = torch.where(first == bound.classes, second, first)
-    return of_classes(other, tuple(batch.model.class_name(c) for c in other.tolist()))
-
-
-def _checked(analyzer: Attribution, batch: Batch, bound: Bound, rival: Bound, own: Tensor) -> Rival | None:
-    """Both maps in the method's cheaper form where it has one; None where no map comes of it: the map itself is there,
-    and goes without this check."""
-    cheaper = analyzer.cheaper()
-    try:
-        if cheaper != analyzer:
-            own = cheaper.maps(batch, bound).values.detach().float().cpu()
-        return Rival(own, cheaper.maps(batch, rival).values.detach().float().cpu(), rival.names)
-    except XaiError:
-        return None
+def check_shape(analyzer: Attribution, values: Tensor, count: int) -> None:
+    """Raise XaiError where these are no maps (count, h, w)."""
+    if values.ndim != 3 or len(values) != count or not values[0].numel():
+        raise error(f"the maps of {analyzer.name()}", f"of shape ({count}, h, w), one a picture", tuple(values.shape),
+                    "Tell the author of the method")
 
 
 def _guarded(sheet: Sheet, act: Callable[..., None], *args: Any) -> None:
@@ -350,29 +353,3 @@ def _guarded(sheet: Sheet, act: Callable[..., None], *args: Any) -> None:
             act(*args)
         except XaiError as problem:
             sheet.problem, sheet.hopeless = problem, True
-
-
-def picture_panels(batch: Batch) -> list[AnyPanel]:
-    """The original with the outline of what the network saw, what it saw, and what it said: of every picture."""
-    panels: list[AnyPanel] = []
-    output = batch.output()
-    scores = batch.scores() if output.ndim == 2 and output.shape[1] > 1 else None
-    for i, (image, digest) in enumerate(zip(batch.images, batch.hashes, strict=True)):
-        small = image.thumbnail(THUMBNAIL)
-        ratio = small.shape[1] / image.size[1]
-        corners = batch.frames[i].box(*batch.seen[i].shape[:2])
-        box = Mark("box", tuple((x * ratio, y * ratio) for x, y in corners), "what the network saw")
-        panels.append(Picture(key="original", title=image.name, picture=digest, pixels=small,
-                              note=f"{image.size[1]} x {image.size[0]}", marks=(box,)))
-        panels.append(Picture(key="seen", title="what the network saw", picture=digest, pixels=batch.seen[i]))
-        if scores is not None:
-            panels.append(_predictions(scores[i], batch.model.class_name, digest))
-    return panels
-
-
-def _predictions(scores: Tensor, names: Callable[[int], str], digest: str) -> Table:
-    top = torch.topk(scores, min(5, len(scores)))
-    rows = tuple((names(c), round(p, 6))
-                 for c, p in zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return Table(key="predictions", title="What the model says", picture=digest, rows=rows,
-                 columns=(Column("class"), Column("probability", "probability")))

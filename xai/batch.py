@@ -65,13 +65,29 @@ class Batch:
 
     def singles(self) -> Iterator[Batch]:
         """Each picture as a batch of its own, for the same layers; with what the forward gave where it reads none."""
-        for i, image in enumerate(self.images):
-            ready = Prepared(self.inputs[i], self.seen[i], self.frames[i])
-            one = Batch(self.model, [image], [ready], self.seed, [self.truth[i]], self.pacing)
-            one.want(*self._wanted)
+        for i in range(len(self)):
+            one = self.choose([i])
             if self._graph is not None and not self._wanted:
                 one._graph = self._graph[i : i + 1].detach()
             yield one
+
+    def choose(self, rows: Sequence[int]) -> Batch:
+        """Some of the pictures, for the same layers, as a batch whose forward has not run."""
+        ready = [Prepared(self.inputs[i], self.seen[i], self.frames[i]) for i in rows]
+        return self._remade([self.images[i] for i in rows], ready, [self.truth[i] for i in rows])
+
+    def like(self, inputs: Tensor | None = None, model: Model | None = None, seed: int | None = None) -> Batch:
+        """The same pictures with other inputs (n, C, H, W), for another model that takes such inputs, or with another
+        seed; a batch whose forward has not run."""
+        inputs = self.inputs if inputs is None else inputs
+        ready = [Prepared(*three) for three in zip(inputs, self.seen, self.frames, strict=True)]
+        return self._remade(self.images, ready, self.truth, model, seed)
+
+    def _remade(self, images: Sequence[Image], ready: Sequence[Prepared], truth: Sequence[int | str | None],
+                model: Model | None = None, seed: int | None = None) -> Batch:
+        made = Batch(model or self.model, images, ready, self.seed if seed is None else seed, truth, self.pacing)
+        made.want(*self._wanted)
+        return made
 
     @property
     def pace(self) -> Pace:
@@ -79,9 +95,29 @@ class Batch:
         return self.model.pace(self.inputs.shape[1:], self.pacing.memory_bytes, self.pacing.fixed)
 
     def boxes(self, i: int) -> np.ndarray | None:
-        """The boxes (k, 4) of picture i in the input's pixels, or None."""
+        """The boxes (k, 4) of picture i in the input's pixels, cut to the input; those wholly outside are dropped.
+
+        None where the picture has no boxes at all, (0, 4) where the crop shows none of them.
+        """
         found = self.images[i].boxes
-        return None if found is None else self.frames[i].to_input(found)
+        if found is None:
+            return None
+        height, width = self.inputs.shape[-2:]
+        cut = self.frames[i].to_input(found).clip(0, [width, height, width, height])
+        return np.asarray(cut[(cut[:, 2:] > cut[:, :2]).all(1)])
+
+    def masks(self, i: int) -> np.ndarray | None:
+        """The mask (H, W) bool of picture i in the input's pixels, all False where the crop shows none of it, or None.
+        """
+        mask = self.images[i].mask
+        return None if mask is None else self.frames[i].mask_to_input(mask, *self.inputs.shape[-2:])
+
+    def region(self, i: int) -> np.ndarray | None:
+        """Where the object of picture i lies, (H, W) bool: its mask, else the union of its boxes, else None."""
+        boxes, mask = self.images[i].boxes, self.masks(i)
+        if mask is not None or boxes is None:
+            return mask
+        return self.frames[i].boxes_to_input(boxes, *self.inputs.shape[-2:])
 
     def generator(self, i: int, method: str) -> torch.Generator:
         """Random numbers for picture i and a method: the same whatever batch the picture is in, also for its copies."""

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,8 @@ from xai.errors import XaiError, did_you_mean, error
 if TYPE_CHECKING:
     from xai.analyzer import Analyzer
 
-NEEDS = {"Attribution": ("gradients", "images"), "Perturbation": ("forward", "images")}  # of a class that says nothing
+NEEDS = {"Attribution": ("gradients", "images"), "Perturbation": ("forward", "images"),
+         "Metric": ("forward", "images")}  # of a class that says nothing
 FOLDER = Path(__file__).resolve().parent.parent / "analyzers"
 GROUP = "xai.analyzers"
 
@@ -150,6 +152,27 @@ def make(methods: list[str], settings: dict[str, str]) -> list[Any]:
         for name in holders:
             chosen[name][field] = _value(text, fields[name][field], f"{name}.{field}")
     return [cls(**chosen[name]) for name, cls in classes.items()]
+
+
+def split(text: str) -> list[str]:
+    """Methods in one line at their commas; those in brackets part parameters: `gradcam,smoothgrad(samples=20,noise=1)`.
+    """
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
+
+
+def parse(text: str) -> Analyzer:
+    """The analyzer that `name` or `name(key=value, ...)` means; raises XaiError with near names."""
+    match = re.fullmatch(r"\s*([^()\s]+)\s*(?:\((.*)\))?\s*", text)
+    if match is None:
+        raise error("a method", "written as name or name(key=value, ...)", repr(text), "Check its brackets")
+    settings = {}
+    for pair in filter(None, map(str.strip, (match[2] or "").split(","))):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise error("a parameter in brackets", "of the form key=value", repr(pair), f"Check {text!r}")
+        settings[f"{match[1]}.{key.strip()}"] = value.strip()
+    made: Analyzer = make([match[1]], settings)[0]
+    return made
 
 
 def _value(text: str, field: Any, name: str) -> Any:

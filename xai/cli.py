@@ -26,8 +26,8 @@ SLOW = 1.0  # seconds after which a progress bar appears
 CTRL_C = 130
 # What typer raises for a wrong command line: click's ClickException or, newer ones, that of their own copy of click.
 MISUSE: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-EPILOG = ("Pictures: a file, a folder, a Parquet file, sample:NAME. Models: `xai models list`. "
-          "Methods: `xai methods list`.")
+EPILOG = ("Pictures: a file, a folder, Parquet, COCO JSON, VOC, CSV, sample:NAME, planted:COUNT. "
+          "Models: `xai models list`. Methods: `xai methods list`.")
 
 app = typer.Typer(name="xai", help="Why did the model say that, and should I believe the answer?", no_args_is_help=True,
                   rich_markup_mode=None, pretty_exceptions_enable=False, epilog=EPILOG)
@@ -59,6 +59,8 @@ Method = Annotated[list[str], typer.Option("--method", help="Method, or several 
 Weights = Annotated[list[str], typer.Option("--weights", help='Weights file (safetensors or state dict), or "random".')]
 TargetText = Annotated[str, typer.Option("--target",
                                          help='top1, top3, class:281, a class name, label, "a - b", rank:2.')]
+OwnTarget = Annotated[str | None, typer.Option("--target", help="What is explained, as for `explain` (default: what "
+                                              "the method explains by itself: top1, of localisation the label).")]
 Setting = Annotated[list[str], typer.Option("--set", help="A parameter, method.key=value or key=value; repeat.")]
 Layer = Annotated[str, typer.Option("--layer", help="Layer to look at; auto asks the network.")]
 Out = Annotated[str, typer.Option("--out", help="Folder to write (default: xai-out/ and a telling name).")]
@@ -70,6 +72,8 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", 
 Memory = Annotated[str, typer.Option("--memory", help="Memory budget such as 4G (default: half of what is free).")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the network for methods of many forwards: half a "
                                        "minute of building, then faster.")]
+Evidence = Annotated[str, typer.Option("--evidence", help="How much each map is checked: off, quick (32 forwards a "
+                                       "map, or half of the method's own), full.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on standard output.")]
@@ -93,25 +97,60 @@ def explain(images: Annotated[list[str], typer.Argument(help="Pictures, folders,
             model: Model = [], method: Method = ["gradcam"], target: TargetText = "top1", layer: Layer = "",  # noqa: B006  # typer copies
             set_: Setting = [], weights: Weights = [], out: Out = "", save: Save = "", device: Device = "auto",  # noqa: B006  # typer copies
             precision: Precision = "", seed: Seed = 0, memory: Memory = "", compile_: Compile = False,
-            open_: Open = False, quiet: Quiet = False, json_: Json = False, dry_run: Dry = False) -> None:
+            evidence: Evidence = "quick", open_: Open = False, quiet: Quiet = False, json_: Json = False,
+            dry_run: Dry = False) -> None:
     """Explain pictures: where in the image a model saw a class. One page for all pictures, models and methods."""
     from xai.ask import DEFAULT_MODEL
 
     _go(_ask(images, model or [DEFAULT_MODEL], method, target, layer, set_, weights, save, device, precision, seed,
-             memory, compile_), out, open_, quiet, json_, dry_run)
+             memory, compile_, evidence), out, open_, quiet, json_, dry_run)
 
 
 @app.command()
 def analyze(method: Annotated[str, typer.Argument(help="The analyzer; see `xai methods list`.",
                                                   autocompletion=_methods)],
             model: Model = [], data: Annotated[list[str], typer.Option("--data", help="Pictures or a data set.")] = [],  # noqa: B006  # typer copies
-            target: TargetText = "top1", layer: Layer = "", set_: Setting = [], weights: Weights = [], out: Out = "",  # noqa: B006  # typer copies
+            target: OwnTarget = None, layer: Layer = "", set_: Setting = [], weights: Weights = [], out: Out = "",  # noqa: B006  # typer copies
             save: Save = "", device: Device = "auto", precision: Precision = "", seed: Seed = 0, memory: Memory = "",
             compile_: Compile = False, open_: Open = False, quiet: Quiet = False, json_: Json = False,
             dry_run: Dry = False) -> None:
     """Run one analyzer of any kind on models and data."""
     _go(_ask(data, model, [method], target, layer, set_, weights, save, device, precision, seed, memory,
              compile_), out, open_, quiet, json_, dry_run)
+
+
+@app.command()
+def benchmark(model: Annotated[str, typer.Option("--model", "-m", help="Model spec.",
+                                                 autocompletion=_models)] = "xai:planted",
+              data: Annotated[str, typer.Option("--data", help="Pictures with masks or boxes: planted:COUNT, Parquet, "
+                                                               "COCO, VOC or CSV.")] = "planted:500",
+              method: Annotated[list[str], typer.Option("--method", help="Methods, separated by commas, with "
+                                                        "parameters as rise(samples=500); default: all.")] = [],  # noqa: B006  # typer copies
+              effort: Annotated[float, typer.Option("--effort", min=1, help="Forwards a map may take.")] = 200,
+              weights: Annotated[str, typer.Option("--weights", help='Weights file, or "random".')] = "",
+              table: Annotated[str, typer.Option("--table", help="Also write the league table to this Markdown file.")
+                               ] = "",
+              device: Device = "auto", out: Out = "", seed: Seed = 0, open_: Open = False, quiet: Quiet = False,
+              json_: Json = False, dry_run: Dry = False) -> None:
+    """Rank attributions on pictures whose evidence is known, beside maps that know nothing of the network."""
+    from xai import catalog
+    from xai.run import benchmarked
+
+    names = tuple(name for text in method for name in catalog.split(text))
+    if dry_run:
+        from xai.run import benchmark_plan
+
+        for said in benchmark_plan(model, data, names, effort=effort, weights=weights or None, device=device):
+            typer.echo(said)
+        return
+    with Progress(quiet or json_) as progress:
+        done = benchmarked(model, data, names, effort=effort, weights=weights or None, device=device, seed=seed,
+                           out=out or None, table=table or None, progress=progress,
+                           command=shlex.join(["xai", *sys.argv[1:]]))
+    if json_:
+        _print_json(done)
+    assert done.folder is not None
+    _say_where(done.folder / "index.html", quiet or json_, open_)
 
 
 @app.command()
@@ -132,9 +171,9 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that xai wrote.
     _say_where(written, quiet, open_)
 
 
-def _ask(images: list[str], model: list[str], method: list[str], target: str, layer: str, settings: list[str],
+def _ask(images: list[str], model: list[str], method: list[str], target: str | None, layer: str, settings: list[str],
          weights: list[str], save: str, device: str, precision: str, seed: int, memory: str,
-         compile_: bool) -> Ask:
+         compile_: bool, evidence: str = "quick") -> Ask:
     from xai.ask import Ask
 
     pairs: dict[str, str] = {"layer": layer} if layer else {}
@@ -147,7 +186,7 @@ def _ask(images: list[str], model: list[str], method: list[str], target: str, la
     names = tuple(n.strip() for text in method for n in text.split(",") if n.strip())
     return Ask(models=tuple(model), images=tuple(images), methods=names, target=target, settings=pairs,
                weights=tuple(weights), device=device, precision=precision or None, seed=seed,
-               memory_bytes=parse_bytes(memory), compile=compile_,
+               memory_bytes=parse_bytes(memory), compile=compile_, evidence=evidence,
                save=tuple(s.strip() for s in save.split(",") if s.strip()), command=shlex.join(["xai", *sys.argv[1:]]))
 
 

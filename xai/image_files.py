@@ -79,6 +79,32 @@ def decode_pil(picture: Pil.Image, name: str) -> Array:
         raise _damaged(name, cause) from cause
 
 
+def stored(stream: IO[bytes], name: str) -> Array:
+    """The values as the file stores them, not turned: (h, w) of grey or palette numbers, or (h, w, C). Raises XaiError.
+
+    What a picture of labels needs: object numbers must not become the colours of their palette.
+    """
+    try:
+        picture = _open(stream, name)
+        picture.load()
+        return np.asarray(picture)
+    except XaiError:
+        raise
+    except UnidentifiedImageError as cause:
+        raise _not_a_picture(stream, name) from cause
+    except Exception as cause:  # as in `decode`
+        raise _damaged(name, cause) from cause
+
+
+def orientation(stream: IO[bytes], name: str) -> int:
+    """EXIF orientation, 1 (as stored) to 8, of a picture that `decode` has read and turned upright."""
+    try:
+        value = _open(stream, name).getexif().get(274, 1)
+    except Exception as cause:  # as in `decode`
+        raise _damaged(name, cause) from cause
+    return value if value in range(1, 9) else 1
+
+
 @contextmanager
 def _no_pil_limit() -> Iterator[None]:
     """PIL's own limit switched off while a header is read, so that ours decides and can name width and height."""

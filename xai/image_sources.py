@@ -10,7 +10,7 @@ import importlib.util
 import io
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,54 +20,34 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pil
 
+from xai.annotations import FORMATS, is_voc, list_annotations, list_voc
 from xai.errors import XaiError, did_you_mean, error
 from xai.image_arrays import Array, as_stack, is_tensor, picture
-from xai.image_files import SUFFIXES, decode, decode_pil
+from xai.image_entries import Entry, Label, Listing, Raw, joined, plain_label
+from xai.image_files import SUFFIXES, decode, decode_pil, stored
+from xai.outlines import as_boxes
+from xai.scenes import asked, list_scenes
 
-Label = int | str | None
 MANY_CLASSES = 100_000  # beyond this a `label` column is no class index
-
-
-@dataclass(frozen=True)
-class Raw:
-    """What reading one entry gives: pixels (C, h, w) and, where the source knows them, label, boxes and mask."""
-
-    pixels: Array
-    label: Label = None
-    boxes: npt.NDArray[np.float32] | None = None
-    mask: npt.NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One picture that can be read: its name, its label where that is known beforehand, and how to read it."""
-
-    name: str
-    read: Callable[[], Raw]
-    label: Label = None
-    normalised: bool = False
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Entries in order, with the class names where the source has them."""
-
-    entries: tuple[Entry, ...]
-    label_names: tuple[str, ...] | None = None
 
 
 # Files and folders
 
 
-def list_path(source: str | Path) -> Listing:
-    """A picture file, a folder, a glob pattern, a Parquet file or `sample:NAME`. Raises XaiError if absent."""
+def list_path(source: str | Path, folder: str | Path | None = None) -> Listing:
+    """A picture file, a folder, a glob pattern, a Parquet file, annotations (COCO, VOC, CSV; their pictures in `folder`
+    where that is given) `sample:NAME` or `planted:COUNT@SEED`. Raises XaiError if absent."""
     text = os.fspath(source)
     if isinstance(source, str) and text.startswith("sample:"):
         return _list_sample(text.removeprefix("sample:"))
+    if isinstance(source, str) and text.startswith("planted:"):
+        return list_scenes(*asked(text.removeprefix("planted:")))
     if "://" in text:
         raise error("A picture", "a file on this machine", repr(text), "Download it first and pass the file")
     path = Path(text).expanduser()
     try:
+        if folder is not None:
+            return _list_annotated(path, Path(folder).expanduser())
         if text and path.is_dir():
             return _list_folder(path)
         if text and path.is_file():
@@ -85,7 +65,28 @@ def list_path(source: str | Path) -> Listing:
 def _list_file(path: Path) -> Listing:
     if path.suffix.lower() in (".parquet", ".pq"):
         return _list_parquet(path)
+    if path.suffix.lower() in FORMATS:
+        return list_annotations(path, _read_file)
     return Listing((_file_entry(path),))
+
+
+def _list_annotated(path: Path, folder: Path) -> Listing:
+    """Annotations whose pictures lie in a folder that is named."""
+    if not folder.is_dir():
+        raise error("folder", "an existing folder of pictures", repr(str(folder)), "Check the spelling")
+    sheets = _voc_in(path) if path.is_dir() else []
+    if sheets:
+        return list_voc(sheets, _read_file, folder)
+    if not (path.is_file() and path.suffix.lower() in FORMATS):
+        raise error("With folder= the source", "an existing COCO JSON, VOC XML or CSV file, or a VOC folder",
+                    repr(str(path)), "Leave out folder= for pictures without annotations")  # fmt: skip
+    return list_annotations(path, _read_file, folder)
+
+
+def _voc_in(folder: Path) -> list[Path]:
+    """The XML files of a VOC folder: those in its Annotations/, or else those directly in it, by name."""
+    inner = folder / "Annotations"
+    return [p for p in sorted((inner if inner.is_dir() else folder).glob("*.xml")) if not p.name.startswith(".")]
 
 
 def _file_entry(path: Path, label: Label = None) -> Entry:
@@ -116,8 +117,17 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _list_folder(folder: Path) -> Listing:
-    """The pictures that lie directly in it; where there are none, those of its sub-folders, labelled by them."""
-    direct = _pictures_in(folder)
+    """The annotated pictures of a VOC folder; the pictures that lie directly in it (those with an XML beside them as
+    that says); where there are none, those of its sub-folders, labelled by them."""
+    direct, sheets = _pictures_in(folder), _voc_in(folder)
+    stems = {p.stem for p in direct}
+    if sheets and (not direct or (folder / "Annotations").is_dir()):
+        return list_voc(sheets, _read_file)
+    if beside := [p for p in sheets if p.stem in stems and is_voc(p)]:
+        told = {p.stem for p in beside}
+        plain = Listing(tuple(_file_entry(p) for p in direct if p.stem not in told))
+        annotated = list_voc(beside, _read_file)
+        return Listing(annotated.entries + plain.entries, annotated.label_names)
     if direct:
         return Listing(tuple(_file_entry(p) for p in direct))
     entries: list[Entry] = []
@@ -137,7 +147,8 @@ def _list_folder(folder: Path) -> Listing:
 
 def _list_pattern(pattern: str) -> Listing:
     found = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-    wanted = [p for p in found if p.is_file() and p.suffix.lower() in SUFFIXES | {".parquet", ".pq"}]
+    kinds = SUFFIXES | {".parquet", ".pq", *(k for k in FORMATS if pattern.lower().endswith(k))}
+    wanted = [p for p in found if p.is_file() and p.suffix.lower() in kinds]
     if not wanted:
         got = f"{len(found)} matches, none of them a picture" if found else "no match"
         raise error(f"The pattern {pattern!r}", "one that matches pictures", got, "Check it, and quote it in the shell")
@@ -192,13 +203,17 @@ class Rows:
         return Rows, (self.path,)
 
     def read(self, row: int, name: str) -> Raw:
-        """Row `row`: picture bytes decoded, box with exclusive right and lower edges."""
+        """Row `row`: picture and mask bytes decoded, boxes with exclusive right and lower edges."""
         with self._lock:
             values = self._row(row)
         content = values["image"]["bytes"] if isinstance(values["image"], Mapping) else values["image"]
         if content is None:
             raise error(name, "a picture", f"an empty `image` in row {row}", "Leave the row out")
-        return Raw(decode(io.BytesIO(content), name), boxes=_boxes(values.get("box")))
+        boxes = _boxes(values.get("box") if values.get("boxes") is None else values["boxes"], name)
+        mask = values.get("mask")
+        pixels = decode(io.BytesIO(content), name)
+        mask = _mask(mask["bytes"] if isinstance(mask, Mapping) else mask, name, pixels.shape[1:])
+        return Raw(pixels, boxes=boxes, mask=mask)
 
     def _row(self, row: int) -> dict[str, Any]:
         import pyarrow.parquet as pq
@@ -209,7 +224,7 @@ class Rows:
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
                     if row < start + count:
-                        wanted = [c for c in ("image", "box") if c in file.schema_arrow.names]
+                        wanted = [c for c in ("image", "box", "boxes", "mask") if c in file.schema_arrow.names]
                         self._last[:] = [start, file.read_row_group(group, columns=wanted)]
                         break
                     start += count
@@ -217,13 +232,26 @@ class Rows:
         return values
 
 
-def _boxes(box: Sequence[Any] | None) -> npt.NDArray[np.float32] | None:
+def _boxes(box: Sequence[Any] | None, name: str) -> npt.NDArray[np.float32] | None:
     """Inclusive corners x0, y0, x1, y1 (one box, or a list of them) as (k, 4) with exclusive x1, y1."""
     if box is None:
         return None
-    boxes: npt.NDArray[np.float32] = np.asarray(box, dtype=np.float32).reshape(-1, 4).copy()
+    boxes = as_boxes(box, f"The box of {name}")
     boxes[:, 2:] += 1
     return boxes
+
+
+def _mask(content: bytes | None, name: str, size: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+    """A picture file of one channel: what is not 0 is the object."""
+    if content is None:
+        return None
+    values = stored(io.BytesIO(content), f"The mask of {name}")
+    if values.ndim != 2:
+        raise error(f"The mask of {name}", "grey, one channel", f"{values.shape[2]} channels", "Save it as a grey PNG")
+    if values.shape != size:
+        got, do = f"{values.shape[1]} x {values.shape[0]}", "Resize it to its picture, without smoothing"
+        raise error(f"The mask of {name}", f"{size[1]} x {size[0]} pixels, as its picture", got, do)
+    return np.asarray(values != 0)
 
 
 def _list_parquet(path: Path) -> Listing:
@@ -366,29 +394,3 @@ def _with_targets(raw: Raw, label: Any, boxes: Any, mask: Any, batched: bool) ->
         boxes=None if boxes is None else boxes.astype(np.float32).reshape(-1, 4),
         mask=None if mask is None else mask.astype(bool),
     )
-
-
-def plain_label(label: Any) -> Label:
-    """An int or str from Python, numpy or torch; None for everything that is no class (a vector, a mask, a mapping)."""
-    if isinstance(label, str):
-        return str(label)
-    if isinstance(label, int | np.integer):
-        return int(label)
-    if (is_tensor(label) or isinstance(label, np.ndarray)) and label.ndim == 0:
-        return plain_label(label.item())
-    return None
-
-
-def broken(name: str, reason: XaiError) -> Listing:
-    """An entry that tells its reason when it is read: one bad name must not hide the other pictures of a list."""
-    return Listing((Entry(name, partial(_fail, str(reason))),))
-
-
-def _fail(sentence: str) -> Raw:
-    raise XaiError(sentence)
-
-
-def joined(parts: Sequence[Listing]) -> Listing:
-    """One after the other; class names stay where all parts agree on them."""
-    names = {p.label_names for p in parts}
-    return Listing(tuple(e for p in parts for e in p.entries), names.pop() if len(names) == 1 else None)

@@ -16,19 +16,8 @@ from PIL import Image as Pil
 
 from xai.errors import XaiError, error
 from xai.image_arrays import Array, is_tensor
-from xai.image_sources import (
-    Entry,
-    Label,
-    Listing,
-    Raw,
-    broken,
-    joined,
-    list_array,
-    list_dataset,
-    list_path,
-    list_pil,
-    plain_label,
-)
+from xai.image_entries import Entry, Label, Listing, Raw, broken, joined, plain_label
+from xai.image_sources import list_array, list_dataset, list_path, list_pil
 
 
 def content_hash(pixels: Array) -> str:
@@ -49,8 +38,10 @@ class Image:
     `hash`        of the content, see `content_hash`
     `label`       the class as the source has it: an index or a name
     `boxes`       (k, 4) float32: x0, y0, x1, y1 in pixels of this picture, x1 and y1 exclusive
-    `mask`        (h, w) bool
+    `mask`        (h, w) bool: where the labelled object is; of several, their union
     `normalised`  the pixels have passed the model's normalisation already
+    `box_labels`  the class of each box; annotation files give a picture once a class, with the boxes of that class
+    `difficult`   (k,) bool: boxes that a benchmark leaves out (VOC's `difficult`, COCO's `iscrowd`)
 
     Make one with `Image.of`, which checks it and computes the hash.
     """
@@ -62,6 +53,8 @@ class Image:
     boxes: npt.NDArray[np.float32] | None = None
     mask: npt.NDArray[np.bool_] | None = None
     normalised: bool = False
+    box_labels: tuple[int | str, ...] | None = None
+    difficult: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def of(
@@ -73,6 +66,8 @@ class Image:
         boxes: npt.NDArray[np.float32] | None = None,
         mask: npt.NDArray[np.bool_] | None = None,
         normalised: bool = False,
+        box_labels: tuple[int | str, ...] | None = None,
+        difficult: npt.NDArray[np.bool_] | None = None,
     ) -> Image:
         """A picture from pixels (C, h, w) of one of the three types. Raises XaiError where the parts do not fit."""
         if pixels.ndim != 3 or pixels.dtype.name not in ("uint8", "uint16", "float32"):
@@ -80,9 +75,20 @@ class Image:
             raise error(name, "pixels (C, h, w) of uint8, uint16 or float32", got, "Use load_images, which converts")
         if mask is not None and mask.shape != pixels.shape[1:]:
             raise error(f"The mask of {name}", f"{pixels.shape[1:]} (h, w)", mask.shape, "Resize it to its picture")
+        count = 0 if boxes is None else len(boxes)
+        if boxes is not None and boxes.shape != (count, 4):
+            raise error(f"The boxes of {name}", "(k, 4)", boxes.shape, "Give x0, y0, x1, y1 for each box")
+        for what, given in (("box_labels", box_labels), ("difficult", difficult)):
+            if given is not None and len(given) != count:
+                raise error(f"{what} of {name}", f"{count} long, one a box", len(given), "Give one for each box")
         own = pixels.view()
         own.flags.writeable = False  # the hash must stay true
-        return cls(name, own, content_hash(own), label, boxes, mask, normalised)
+        return cls(name, own, content_hash(own), label, boxes, mask, normalised, box_labels, difficult)
+
+    @property
+    def all_difficult(self) -> bool:
+        """Whether it has boxes and all are marked difficult: such a picture is left out of VOC's pointing game."""
+        return self.difficult is not None and len(self.difficult) > 0 and bool(np.all(self.difficult))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -181,14 +187,22 @@ def load_images(
     normalised: bool = False,
     names: Sequence[str] | None = None,
     labels: Any = None,
+    folder: str | Path | None = None,
 ) -> Images:
     """Pictures from any source, in a fixed order, none of them decoded yet.
 
     Files         "cat.jpg" or a Path; "folder/": the pictures in it by name (hidden files and other kinds of files are
                   left out), or, where it holds none itself, those of its sub-folders, with these as labels;
                   "holiday/*.jpg" (a pattern, ** crosses folders); "data.parquet" (columns `image` = encoded bytes, and
-                  where present `label`, `name` = the label's class name, `box` = x0, y0, x1, y1 inclusive, `file`)
+                  where present `label`, `name` = the label's class name, `box` = x0, y0, x1, y1 inclusive or `boxes`
+                  = several, `mask` = encoded bytes of a grey picture, not 0 where the object is, `file`)
+    Annotations   "instances_val.json" (COCO), "VOC2012/" (a folder with Annotations/), one VOC "cat.xml" (its pictures
+                  in JPEGImages/, or beside it), "boxes.csv" (columns file, x0, y0, x1, y1 or xmin, ..., ymax or x, y,
+                  w, h, label, mask): one picture a file and class present, named "<file>#<class>", with the boxes and
+                  the mask of that class. `folder` says where the pictures lie if neither beside the file nor in images/
     Samples       "sample:coffee": the pictures that ship with the installed scikit-image
+    Rendered      "planted:500" (or "planted:500@7", of seed 7; "planted:null:500@7", each with a null patch): scenes
+                  whose evidence is known, with label, box and mask; see `xai.planted`
     In memory     a PIL picture; a numpy array (h, w), (h, w, C), (C, h, w) with C <= 4, or a batch (n, ...) of the last
                   two; a torch tensor (h, w), (C, h, w), (n, C, h, w). bool, uint8, uint16, or float in [0, 1]
     Datasets      a map-style Dataset or a DataLoader that yields pictures, (picture, label) or mappings
@@ -206,7 +220,7 @@ def load_images(
     >>> load_images("sample:coffee")[0].size
     (400, 600)
     """
-    listing = _list(source, normalised)
+    listing = _list(source, normalised, folder=folder)
     entries = listing.entries
     if names is not None:
         _check_count("names", len(names), len(entries))
@@ -218,7 +232,9 @@ def load_images(
     return Images(entries, listing.label_names)
 
 
-def _list(source: Any, normalised: bool, first: int | None = None) -> Listing:
+def _list(source: Any, normalised: bool, first: int | None = None, folder: str | Path | None = None) -> Listing:
+    if folder is not None and not isinstance(source, str | Path):
+        raise error("With folder= the source", "the path of an annotation file", type(source).__name__, "Leave it out")
     if isinstance(source, Images):
         return _listing(source)
     if isinstance(source, Image):
@@ -227,7 +243,7 @@ def _list(source: Any, normalised: bool, first: int | None = None) -> Listing:
         if normalised:
             do = "Leave it out: the model normalises pictures itself"
             raise error("With normalised=True the source", "a float array or tensor", type(source).__name__, do)
-        return list_pil(source, first) if isinstance(source, Pil.Image) else list_path(source)
+        return list_pil(source, first) if isinstance(source, Pil.Image) else list_path(source, folder)
     if is_tensor(source) or isinstance(source, np.ndarray | np.generic):
         return list_array(source, normalised, first)
     if isinstance(source, list | tuple):
@@ -256,7 +272,7 @@ def _list_many(sources: Sequence[Any], normalised: bool) -> Listing:
                 raise
             path = isinstance(source, str | Path)
             name = os.path.basename(os.fspath(source)) or os.fspath(source) if path else f"picture {first}"
-            parts.append(broken(name, reason))
+            parts.append(Listing((broken(name, reason),)))
     return joined(parts)
 
 
@@ -283,11 +299,12 @@ def _check_count(what: str, got: int, count: int) -> None:
 def _image(entry: Entry) -> Image:
     raw = entry.read()
     label = raw.label if entry.label is None else entry.label
-    return Image.of(entry.name, raw.pixels, label=label, boxes=raw.boxes, mask=raw.mask, normalised=entry.normalised)
+    return Image.of(entry.name, raw.pixels, label=label, boxes=raw.boxes, mask=raw.mask, normalised=entry.normalised,
+                    box_labels=raw.box_labels, difficult=raw.difficult)  # fmt: skip
 
 
 def _raw(image: Image) -> Raw:
-    return Raw(image.pixels, image.label, image.boxes, image.mask)
+    return Raw(image.pixels, image.label, image.boxes, image.mask, image.box_labels, image.difficult)
 
 
 def _listing(images: Images) -> Listing:

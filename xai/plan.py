@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from xai import evidence
 from xai.analyzer import Analyzer, Passes
-from xai.ask import Ask, analyzers_of, pictures_of, sorted_out
+from xai.ask import Ask, analyzers_of, pictures_of, sorted_out, targets_of
 from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import XaiError
+from xai.evidence import rivals
 from xai.model import Model
 from xai.result import Failure
-from xai.subject import as_targets
 from xai.targets import Target
 
 
@@ -46,7 +48,8 @@ def plan(ask: Ask) -> Plan:
     whether the targets fit. Raises XaiError where nothing could be done.
     """
     found = Plan()
-    analyzers, targets = analyzers_of(ask), as_targets(ask.target)
+    analyzers = analyzers_of(ask)
+    targets = targets_of(ask, analyzers)
     images = sorted_out(pictures_of(ask), found.failures)
     alone = len(ask.models) * len(analyzers) * len(targets) == 1
     for i in range(len(ask.models)):
@@ -62,7 +65,7 @@ def plan(ask: Ask) -> Plan:
         rows = [PlanRow(model=model.spec, method="(shared forward)", pictures=n, forwards=n)]
         for analyzer, target in itertools.product(analyzers, targets):
             try:
-                rows.append(_row(analyzer, target, model, batch, n, first=target is targets[0]))
+                rows.append(_row(analyzer, target, model, batch, n, targets, ask.evidence))
             except XaiError as problem:
                 if alone:
                     raise
@@ -73,15 +76,21 @@ def plan(ask: Ask) -> Plan:
     return found
 
 
-def _row(analyzer: Analyzer, target: Target, model: Model, batch: Batch | None, n: int, first: bool) -> PlanRow:
+def _row(analyzer: Analyzer, target: Target, model: Model, batch: Batch | None, n: int, targets: Sequence[Target],
+         level: str) -> PlanRow:
     analyzer.check(model)
-    check = None
+    first = target is targets[0]
+    checks = 0
     if isinstance(analyzer, Attribution) and batch is not None:
         batch.want(*analyzer.layers())
-        of_classes = batch.bind(target).classes is not None and batch.output().shape[1] > 1
-        check = analyzer.check_passes(model) if of_classes else None
+        if first or not analyzer.shares:
+            asked = [rivals(batch, batch.bind(one)) is not None for one in (targets if analyzer.shares else [target])]
+            how = evidence.plan(analyzer, model, level, any(asked), analyzer.passes(model).work)
+            # what is sampled has a common forward of its own
+            apart = level != "off" and n > evidence.SAMPLE and not analyzer.singly
+            checks = min(n, evidence.SAMPLE) * (sum(how.passes(model, analyzer.shares, len(asked))) + apart)
     per = analyzer.passes(model) if first or not analyzer.shares else Passes()
     return PlanRow(model=model.spec, method=analyzer.name(), target=target.text, pictures=n,
                    forwards=round(per.forwards * n), backwards=round(per.backwards * n),
                    at_most=analyzer.upper and per.forwards > 0,
-                   checks=round((check.forwards + check.backwards) * n) if check else 0)
+                   checks=checks)

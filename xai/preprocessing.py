@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xai.errors import error
 from xai.images import Image
+from xai.outlines import boxes_mask
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_PIXELS = 50_000_000  # of a resized picture before its crop: only one far longer than wide comes near it
@@ -34,6 +35,25 @@ class Frame:
         """Boxes (k, 4) x0, y0, x1, y1 of the original, in the input's pixels (they may reach outside it)."""
         offset, step = np.array([self.x0, self.y0] * 2), np.array([self.sx, self.sy] * 2)
         return np.asarray((boxes - offset) / step)
+
+    def mask_to_input(self, mask: np.ndarray, height: int, width: int) -> np.ndarray:
+        """A mask (h, w) bool of the original as (height, width) bool of the input: the value under each pixel's centre.
+
+        So the mask of a box is to the pixel what `boxes_to_input` gives for the box. What is thinner than a pixel of
+        the input may be lost; a mask that the crop cuts off is False everywhere.
+        """
+        xs, ys = (np.floor(v).astype(np.int64) for v in self._centres(height, width))
+        h, w = mask.shape
+        inside = ((ys >= 0) & (ys < h))[:, None] & ((xs >= 0) & (xs < w))
+        return np.asarray(mask[np.ix_(ys.clip(0, h - 1), xs.clip(0, w - 1))] & inside)
+
+    def boxes_to_input(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The input's pixels (height, width) whose centres lie in one of the original's boxes (k, 4)."""
+        return boxes_mask(boxes, *self._centres(height, width))
+
+    def _centres(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the centres of the input's columns (width,) and rows (height,) lie in the original."""
+        return self.x0 + (np.arange(width) + 0.5) * self.sx, self.y0 + (np.arange(height) + 0.5) * self.sy
 
 
 @dataclass(frozen=True)

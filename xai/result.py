@@ -58,12 +58,13 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A check with its number, its threshold, and a sentence; `picture` is the hash it speaks of (None: of all)."""
+    """A check with its number, its threshold, and a sentence; `picture` is the hash it speaks of (None: of all).
+    `passed` None: it could not be made, and the sentence says why."""
 
     name: str
     value: float | None
     threshold: float | None
-    passed: bool
+    passed: bool | None
     sentence: str
     advice: str = ""
     picture: str | None = None

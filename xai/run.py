@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xai.analyzer import Analyzer, Progress, precision_name
+from xai import benchmark
+from xai.analyzer import Analyzer, Passes, Progress, precision_name
 from xai.ask import (
     DEFAULT_METHOD,
     DEFAULT_MODEL,
@@ -19,14 +20,16 @@ from xai.ask import (
     replay,
     several,
     sorted_out,
+    targets_of,
 )
 from xai.attribution import Attribution, Sheet, attribute, sheets_of
 from xai.errors import XaiError, error
-from xai.images import Images
+from xai.images import Images, load_images
 from xai.job import Job, chunks, run_id
+from xai.metric import named
 from xai.model import Model
 from xai.result import Failure, Result, Run, atomic_folder, check_place
-from xai.subject import Subject, as_targets
+from xai.subject import Subject, as_model
 from xai.targets import Target
 
 
@@ -73,13 +76,52 @@ def analyze(method: str, models: Any = (), data: Any = None, *, out: str | Path 
     return run(ask, out)
 
 
+def benchmarked(model: Any = benchmark.MODEL, data: Any = benchmark.DATA, methods: Sequence[str] = (), *,
+                effort: float = benchmark.EFFORT, weights: str | None = None, device: str = "auto", seed: int = 0,
+                out: str | Path | None = None, table: str | None = None, progress: Progress | None = None,
+                command: str = "") -> Explanation:
+    """The league table of `xai.benchmark.benchmark`, written into `out` (None: a new folder under xai-out), and as
+    Markdown into the file `table`. Raises XaiError for bad input."""
+    check_place(Path(out) if out is not None else Path("xai-out") / "new")
+    made = as_model(model, **({"weights": weights, "device": device, "seed": seed} if isinstance(model, str) else {}))
+    images = data if isinstance(data, Images) else load_images(data)
+    result = benchmark.benchmark(made, images, methods, effort=effort, seed=seed, progress=progress, command=command)
+    done = Explanation(results=[result])
+    digest = run_id([Job(spec=made.spec, weights_hash=made.weights_hash, pictures=tuple(images.names),
+                         geometry=made.preprocessing.describe(), method="benchmark", version=result.version,
+                         parameters=result.parameters, target=result.target, seed=seed)])
+    done.folder = Path(out) if out is not None else Path("xai-out") / f"benchmark-{plain(made.spec)}-{digest}"
+    write(done, done.folder)
+    if table is not None:
+        try:
+            Path(table).parent.mkdir(parents=True, exist_ok=True)
+            Path(table).write_text(benchmark.markdown(result), encoding="utf-8")
+        except OSError as problem:
+            raise error("--table", "a file that can be written", f"{table}: {problem.strerror}",
+                        "Name another place") from problem
+    return done
+
+
+def benchmark_plan(model: Any, data: Any, methods: Sequence[str], *, effort: float, weights: str | None = None,
+                   device: str = "auto") -> list[str]:
+    """What a benchmark would ask, a line a method: its form, and the forwards and backwards of a map."""
+    made = as_model(model, **({"weights": weights, "device": device} if isinstance(model, str) else {}))
+    count = len(data if isinstance(data, Images) else load_images(data))
+    lines = [f"{count} pictures on {made.spec}, and the last layer drawn anew for {min(count, benchmark.RANDOMISED)}"]
+    for line in benchmark.planned(made, methods, effort):
+        per = line.method.passes(made) if not line.problem else Passes()
+        lines.append(f"{named(line.method):40} " + (f"left out: {line.problem}" if line.problem else
+                                                    f"{per.forwards:g} forwards, {per.backwards:g} backwards a map"))
+    return lines
+
+
 def run(ask: Ask, out: str | Path | None = None, progress: Progress | None = None,
         automatic: Path | None = None) -> Explanation:
     """Do what was asked. `out`: the folder to write; `automatic`: the parent of a new one with a telling name."""
     if out is not None or automatic is not None:
         check_place(Path(out) if out is not None else automatic / "new")  # type: ignore[operator]  # not None here
     analyzers = analyzers_of(ask)
-    targets, failures = as_targets(ask.target), list[Failure]()
+    targets, failures = targets_of(ask, analyzers), list[Failure]()
     images = pictures_of(ask)
     if not isinstance(analyzers[0], Attribution):
         images = sorted_out(images, failures)
@@ -141,7 +183,7 @@ def _one_model(ask: Ask, i: int, analyzers: Sequence[Any], images: Images | None
     alone = len(ask.models) * len(analyzers) == 1
     try:
         models = (ask.model(i),) if ask.models else ()
-        subject = Subject(models, images, tuple(targets), ask.seed, ask.memory_bytes)
+        subject = Subject(models, images, tuple(targets), ask.seed, ask.memory_bytes, evidence=ask.evidence)
         if not isinstance(analyzers[0], Attribution):
             if i == 0:
                 everything = Subject(models + tuple(ask.model(k) for k in range(1, len(ask.models))), *_rest(subject))

@@ -19,7 +19,7 @@ from xai.zoo.loading import load
 @dataclass(frozen=True)
 class Subject:
     """models: 0, 1, 2 or many; images: a collection or None; targets: what is explained; memory_bytes, max_forwards:
-    budgets (None: half of what is free; no limit)."""
+    budgets (None: half of what is free; no limit); evidence: how much the maps are checked, off, quick or full."""
 
     models: tuple[Model, ...] = ()
     images: Images | None = None
@@ -27,6 +27,7 @@ class Subject:
     seed: int = 0
     memory_bytes: int | None = None
     max_forwards: int | None = None
+    evidence: str = "quick"
 
     @classmethod
     def of(cls, models: Any = (), images: Any = None, *, target: str | Target | Sequence[Target] = "top1",

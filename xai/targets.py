@@ -189,7 +189,8 @@ def _known(truth: Truth, n: int) -> list[int | str]:
     known = [t for t in truth if t is not None]
     if len(known) < n or not n:
         raise error("target label", "used with pictures whose labels are known", "pictures without labels",
-                    "Use top1, or give a labelled source (a folder per class, or a Parquet file with a label column)")
+                    "Use top1, or give a labelled source (a folder per class, COCO, VOC or CSV annotations, a Parquet "
+                    "file with a label column)")
     return known
 
 

@@ -69,6 +69,8 @@ class ExtremalPerturbation(Attribution):
     needs = frozenset({"gradients", "images"})
     view: ClassVar[View] = "relu"
 
+    lessens: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.shares_of()
@@ -89,19 +91,20 @@ class ExtremalPerturbation(Attribution):
         forms = len(self.shares_of()) * (2 if self.variant == "dual" else 1)
         return Passes(forwards=self.steps * forms + 1, backwards=(self.steps - 1) * forms)
 
-    def cheaper(self) -> ExtremalPerturbation:
+    def divided(self, by: int) -> ExtremalPerturbation:
         """Few but long steps for the largest area alone, at a tenth of its weight: at first it is the area that drives
         a mask, and all masks look alike."""
-        if self.steps <= FEW and len(self.shares_of()) == 1:
+        if by == 1 or (self.steps <= FEW and len(self.shares_of()) == 1):
             return self
         return dataclasses.replace(self, steps=min(self.steps, FEW), areas=max(self.shares_of()), rate=50 * self.rate,
                                    weight=self.weight / 10)
 
-    def spared(self) -> str:
+    def spared(self, probe: Attribution) -> str:
         """A sentence that says so."""
-        less = self.cheaper()
-        return "" if less == self else (f"Both maps were made with {less.steps} steps, 50 times as long, for the area "
-                                        f"{less.areas:g} alone, at a tenth of its weight.")
+        if probe == self or not isinstance(probe, ExtremalPerturbation):
+            return ""
+        return (f"Checked with {probe.steps} steps, 50 times as long, for the area {probe.areas:g} alone, at a tenth "
+                "of its weight.")
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, H, W) at the input's size, 0 to the number of areas."""

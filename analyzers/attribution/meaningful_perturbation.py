@@ -64,13 +64,15 @@ class MeaningfulPerturbation(Attribution):
     needs = frozenset({"gradients", "images"})
     view: ClassVar[View] = "relu"
 
+    lessens: ClassVar[bool] = False
+
     def passes(self, model: Model) -> Passes:
         """A forward and a backward a step; the last one only looks, beside the blurred picture; the discs."""
         return Passes(forwards=self.steps + 1 + (DISCS if self.start == "disc" else 0), backwards=self.steps - 1)
 
-    def cheaper(self) -> Attribution:
+    def divided(self, by: int) -> Attribution:
         """Few steps from a mask of ones: after them a disc would still be one."""
-        return dataclasses.replace(self, steps=min(self.steps, FEW), start="ones")
+        return self if by == 1 else dataclasses.replace(self, steps=min(self.steps, FEW), start="ones")
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, h, w), 0 to 1, at the mask's size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,13 @@ class Occlusion(Perturbation):
         height, width = model.preprocessing.size
         window, stride = self._sides(height, width)
         return Passes(forwards=len(starts(height, window, stride)) * len(starts(width, window, stride)) + 1)
+
+    def within(self, work: float, model: Model) -> Occlusion | None:
+        """With a window twice, four times, ... as wide, and a stride of half of it."""
+        window, _ = self._sides(*model.preprocessing.size)
+        forms = [self] + [dataclasses.replace(self, window=window * by, stride=max(1, window * by // 2))
+                          for by in (2, 4) if window * by < min(model.preprocessing.size)]
+        return next((form for form in forms if form.passes(model).work <= work), None)
 
     def picture(self, sampler: Sampler) -> list[Found]:
         """(H, W) at the input's size for each target."""

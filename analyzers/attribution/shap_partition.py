@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +18,6 @@ from xai.perturbation import Found, Perturbation
 from xai.sampler import VALUES, Sampler
 from xai.targets import Bound
 
-FEW_SCORES = 16  # of the cheaper form: two maps of it cost no more than the check may
 AT_ONCE = 10  # masks between two looks at which part comes next, as in shap; the map depends on it, so no chunk sets it
 
 
@@ -58,9 +56,6 @@ class ShapPartition(Perturbation):
         """One forward a mask, without that of the whole picture; fewer where all pixels are told apart before."""
         return Passes(forwards=1 + 2 * ((self.evaluations - 1) // 2))
 
-    def cheaper(self) -> ShapPartition:
-        """With so few scores that the map for another class can be compared."""
-        return dataclasses.replace(self, evaluations=min(self.evaluations, FEW_SCORES))
 
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, H, W) at the input's size."""

@@ -48,6 +48,7 @@ class Sobol(Perturbation):
     value: str = param("logit", "the score of a class: logit, probability or log_odds", choices=VALUES)
 
     view: ClassVar[View] = "abs"
+    effort: ClassVar[tuple[str, ...]] = ("samples", "grid")
 
     def __post_init__(self) -> None:
         super().__post_init__()

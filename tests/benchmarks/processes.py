@@ -26,14 +26,14 @@ class Took:
 
 
 def turns(arms: Sequence[str], net: str, samples: int, rounds: int, weights: str | None,
-          say: Callable[[str], None]) -> dict[str, list[Took]]:
-    """What every arm took in every round; the order rotates by one a round."""
+          say: Callable[[str], None], script: Path = SCRIPT) -> dict[str, list[Took]]:
+    """What every arm of a script took in every round; the order rotates by one a round."""
     found: dict[str, list[Took]] = {arm: [] for arm in arms}
     for turn in range(rounds):
         shift = turn % len(arms)
         for arm in (*arms[shift:], *arms[:shift]):
             given = ["--weights", weights] if weights else []
-            command = [sys.executable, str(SCRIPT), arm, net, str(samples), *given]
+            command = [sys.executable, str(script), arm, net, str(samples), *given]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{arm} on {net} failed:\n{done.stderr}")

@@ -51,7 +51,7 @@ def _from_card(found: dict[str, Any] | None) -> list[str]:
     measured = found.get("validation")
     if measured is not None:
         share, low, high = (f"{100 * measured[key]:.1f}" for key in ("accuracy", "low", "high"))
-        notes.insert(0, f"top-1 {share} % of {measured['n']:,} validation photographs (95 % interval {low} to {high})")
+        notes.insert(0, f"top-1 {share} % of {measured['n']:,} validation pictures (95 % interval {low} to {high})")
     return notes
 
 

@@ -34,6 +34,12 @@ SHIPPED: dict[str, Shipped] = {
         (64, 64),
         20,
     ),
+    "planted": Shipped(
+        "xai.zoo.nets.planted:planted",
+        "small residual network for rendered scenes whose evidence is known, 64x64 pixels, 10 glyphs",
+        (64, 64),
+        10,
+    ),
 }
 
 

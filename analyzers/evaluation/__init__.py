@@ -1,0 +1,1 @@
+"""Whether explanations are true: metrics that judge the maps of attributions."""
