@@ -117,12 +117,12 @@ def weight_dependent(value: float, picture: str, how: str = "") -> Verdict:
         return unchecked(name, "one of the maps before and after the weights were drawn anew is flat", picture)
     good = value <= WEIGHTS
     said = (f"The map depends on the weights: its correlation with that of a last layer drawn anew is {value:.2f}."
-            if good else f"A network whose last layer is drawn anew gives nearly this map (correlation {value:.2f}): it "
-                         "does not show what the last layer learned.")
+            if good else f"A network whose last layer is drawn anew gives nearly this map (correlation {value:.2f}): "
+                         "it does not show what the last layer learned.")
     return Verdict(name=name, value=value, threshold=WEIGHTS, passed=good, picture=picture,
                    sentence=f"{said} {how}".rstrip(),
-                   advice="" if good else "Do not read it as what the network learned; --evidence full draws more of it "
-                                          "anew.")
+                   advice="" if good else "Do not read it as what the network learned; --evidence full draws more of "
+                                          "it anew.")
 
 
 def preference(most: Tensor, least: Tensor, here: float) -> float:
