@@ -65,7 +65,8 @@ def rise(model: Model, photograph: str, arm: Arm, seed: int) -> Tensor:
     if arm.estimator == "random":
         return blind(seed)
     settings = {"samples": str(arm.masks), "estimator": arm.estimator, "agree": "1"}
-    result = xai.explain(model, f"sample:{photograph}", "rise", settings=settings, seed=seed).result
+    result = xai.explain(model, f"sample:{photograph}", "rise", settings=settings, seed=seed,
+                         evidence="off").result
     panel = next(p for p in result.panels if isinstance(p, Heatmap))
     return small(torch.as_tensor(panel.values))
 

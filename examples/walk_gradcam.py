@@ -104,7 +104,7 @@ def visit(source: str, module: str, model: str, seconds: int = 600) -> Row:
         with limit(seconds):
             loaded = xai.load(f"{source}:{model}", weights="random", device="cpu")
             size = "x".join(map(str, loaded.preprocessing.size))
-            result = xai.GradCAM()(xai.Subject.of(loaded, PHOTOGRAPH))
+            result = xai.GradCAM()(xai.Subject.of(loaded, PHOTOGRAPH, evidence="off"))
             record = result.models[0]
             layer, reason = record.layer, record.layer_reason
             grid = "x".join(map(str, record.grid or ()))

@@ -381,7 +381,8 @@ def test_a_map_does_not_depend_on_what_else_is_in_the_batch(name: str, head: str
 
 @every_mapper
 @pytest.mark.parametrize("head", ["pooled", "flat"])
-@pytest.mark.parametrize("spelling", ["module in place", "function", "function in place"])
+@pytest.mark.parametrize("spelling", [*(pytest.param(one, marks=pytest.mark.slow) for one in
+                                        ("module in place", "function")), "function in place"])
 def test_every_spelling_of_a_relu_gives_the_same_map(name: str, head: str, spelling: str) -> None:
     agree(explained(name, net(head, spelling)), explained(name, net(head)))
 
@@ -477,7 +478,7 @@ def test_nothing_is_left_behind_after_success(name: str) -> None:
 
 
 @every
-@pytest.mark.parametrize("problem", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("problem", [RuntimeError, pytest.param(KeyboardInterrupt, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", ["forth", "back"])
 def test_nothing_is_left_behind_where_passes_fail(name: str, way: str, problem: type[BaseException]) -> None:
     module, meter = lived_in()

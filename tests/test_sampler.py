@@ -271,7 +271,8 @@ def heat(model: Model, name: str, chunk: int | None, **more: Any) -> Iterator[tu
             yield panel.key, torch.as_tensor(panel.values)
 
 
-@pytest.mark.parametrize("name", FORWARD_ONLY)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("sobol", "shap_partition")
+                                  else name for name in FORWARD_ONLY])
 def test_a_map_is_the_same_whatever_the_chunk(name: str, photo20: Model) -> None:
     expected = dict(heat(photo20, name, 32))
     for chunk in (1, 7, None):
