@@ -110,12 +110,14 @@ def _health(content: Content) -> dict[str, Any] | None:
     shown = [v for s in content.specimens for row in s.rows for cell in row.cells for v in cell.verdicts]
     if content.first:
         shown += [v for r in content.results for v in overall(r)]
+    undone = sum(v.passed is None for v in shown)
     shown = [v for v in shown if v.passed is not None]
     if not shown:
         return None
     bad = [s for s in content.specimens if s.failed]
     failed = sum(v.passed is False for v in shown)
-    return {"total": len(shown), "failed": failed, "where": bad[:_NAMED], "more": max(0, len(bad) - _NAMED)}
+    return {"total": len(shown), "failed": failed, "where": bad[:_NAMED], "more": max(0, len(bad) - _NAMED),
+            "undone": undone}
 
 
 def overall(result: Result) -> list[Verdict]:

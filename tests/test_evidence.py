@@ -288,3 +288,96 @@ def test_the_full_card_shows_the_cascade_and_compares_with_the_moved_map(planted
 def test_an_unknown_level_gives_the_sentence() -> None:
     with pytest.raises(XaiError, match=r"--evidence must be one of off, quick, full; got 'some'"):
         xai.explain(made(conv_net(), precision="float32"), list(pictures(1)), "gradcam", evidence="some")
+
+
+# --- networks with which a careless check goes wrong ---
+class Aside(nn.Module):
+    """A head that runs last and lies beside the way to the output; a scale of each class after the head, if asked."""
+
+    def __init__(self, scale: bool) -> None:
+        super().__init__()
+        self.body, self.relu, self.flat = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten()
+        self.head, self.beside = nn.Linear(6 * 36, 4), nn.Linear(6, 2)
+        self.scale = nn.BatchNorm1d(4) if scale else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.body(x))
+        out = self.scale(self.head(self.flat(y)))
+        self.beside(y.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_a_stage_that_changes_nothing_is_passed_over(scale: bool) -> None:
+    torch.manual_seed(1)
+    net = Aside(scale).eval()
+    if scale:
+        nn.init.uniform_(net.scale.weight, 0.5, 2)  # type: ignore[arg-type]  # a batch norm here
+    model = Model(net, mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    for verdict in told(judged(InputXGradient(), model, load_images(list(pictures(3)))), NAMES[1]):
+        assert verdict.value is not None
+        assert verdict.value < 0.999
+
+
+def test_a_network_without_parameters_is_not_drawn_anew() -> None:
+    class Means(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    model = Model(Means(), mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    for level in ("quick", "full"):
+        (verdict,) = told(judged(InputXGradient(), model, load_images(list(pictures(1))), level), NAMES[1])
+        assert (verdict.passed, verdict.value) == (None, None)
+        assert verdict.sentence == "Not checked: drawing the weights anew does not change the output."
+
+
+def test_a_network_that_is_all_but_certain_is_judged_by_finite_numbers() -> None:
+    torch.manual_seed(0)
+    net = conv_net()
+    with torch.no_grad():
+        for parameter in list(net.parameters())[-2:]:
+            parameter.mul_(3000)
+    result = judged(GradCAM(), made(net, precision="float32"), load_images(list(pictures(2))))
+    for curve in (p for p in result.panels if isinstance(p, Curve) and p.key == "removal"):
+        assert bool(np.isfinite(curve.y).all())
+    assert all(v.value != 0.0 for v in told(result, NAMES[2]))
+
+
+def test_ctrl_c_in_a_check_keeps_the_maps_that_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(health, "stable", stopped)
+    done = xai.explain(made(conv_net(), precision="float32"), list(pictures(4)), "saliency", chunk=2)
+    assert done.interrupted
+    assert len(done.result.images) == 2
+
+
+def test_any_failure_of_a_check_is_told_and_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> float:
+        raise IndexError("no such shelf")
+
+    monkeypatch.setattr(health, "preference", broken)
+    result = judged(Saliency(), made(conv_net(), precision="float32"), pictures(1))
+    (verdict,) = told(result, NAMES[2])
+    assert (verdict.passed, verdict.sentence) == (None, "Not checked: no such shelf.")
+    assert told(result, "stable")[0].passed is not None
+
+
+def test_a_picture_one_pixel_high_can_be_checked() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, (1, 3), padding=(0, 1)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(4, 3))
+    model = Model(net, mean=[0.4] * 3, std=[0.3] * 3, size=(1, 24))
+    image = load_images(torch.rand(3, 1, 24, generator=torch.Generator().manual_seed(0)))
+    assert {v.name for v in judged(InputXGradient(), model, image, "full").verdicts} >= set(NAMES)
+
+
+@pytest.mark.parametrize("count", [3, 18])
+@pytest.mark.parametrize("name", ["deeplift", "scorecam", "smoothgrad"])
+def test_the_budget_holds_for_samples_too(name: str, count: int) -> None:
+    settings = {"samples": "2"} if name == "smoothgrad" else {}
+    model = made(conv_net(), precision="float32")
+    cost = xai.explain(model, list(pictures(count)), name, settings=settings).result.cost
+    own = (cost.forwards - count + 2 * cost.backwards) / count
+    checked = min(count, SAMPLE)
+    assert cost.check_forwards + 2 * cost.check_backwards <= checked * max(QUICK, own / 2)

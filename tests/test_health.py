@@ -189,7 +189,7 @@ def test_the_threshold_divides_alike_from_different() -> None:
         assert_close(value(verdict), correlation, rtol=0, atol=1e-9)
         assert verdict.passed is passed
         if not passed:
-            near = "" if correlation > health.ALIKE else "nearly "
+            near = "" if correlation > health.ALIKE else "much "
             assert verdict.sentence.startswith(f"The map for dog is {near}the same map (correlation {correlation:.3f}")
         if passed:
             assert verdict.sentence == ("The map changes with the class: its correlation with the map for dog is "

@@ -15,7 +15,7 @@ from xai import health
 from xai.analyzer import Analyzer, Maps, Progress, precision_name, reported
 from xai.batch import Batch
 from xai.errors import XaiError, error
-from xai.evidence import SAMPLE, Draft, Examiner, Found, rivals, sample, work
+from xai.evidence import NAMES, SAMPLE, Draft, Examiner, Found, apart, rivals, sample, work
 from xai.model import Model
 from xai.panels import AnyPanel, Heatmap, Text, View
 from xai.pictures import picture_panels
@@ -73,6 +73,10 @@ class Attribution(Analyzer):
             except XaiError:
                 continue
         return None
+
+    def least(self, model: Model) -> float:
+        """The least work that a map takes, in forwards; less than `passes` for one that may stop early."""
+        return self.passes(model).work
 
     def spared(self, probe: Attribution) -> str:
         """A sentence that says what another form of the method does with less; "" where it is the method itself."""
@@ -184,9 +188,10 @@ class Sheet:
             self.lost.append(batch.images[0].name)
 
     def _sampled(self) -> Iterator[AnyPanel]:
-        if len(self.leaves) > SAMPLE and self.examiner.level != "off":
+        checked = sum(any(v.name in NAMES for v in leaf.verdicts) for leaf in self.leaves)
+        if checked < len(self.leaves) and self.examiner.apart and self.examiner.level != "off":
             yield Text(key="evidence", title="Which maps were checked", text=(
-                f"A sample of {SAMPLE} of the {len(self.leaves)} maps, drawn by the seed; of the others only whether "
+                f"A sample of {checked} of the {len(self.leaves)} maps, drawn by the seed; of the others only whether "
                 "they are finite and not the same everywhere."))
 
     def result(self, command: str, seed: int) -> Result:
@@ -230,7 +235,7 @@ def attribute(sheets: Sequence[Sheet], subject: Subject, progress: Progress | No
         return
     groups, count = _groups([sheet for sheet in sheets if not sheet.hopeless]), len(images)
     planned = count * (1 + sum(group[0].work for group in groups)) + min(count, SAMPLE) * sum(
-        group[0].check_work(len(group), count > SAMPLE and not group[0].analyzer.singly) for group in groups)
+        group[0].check_work(len(group), count > SAMPLE and apart(group[0].analyzer)) for group in groups)
     checked, done = sample(len(images), subject.seed), 0
     for sheet in sheets:
         sheet.examiner.apart = checked is not None
@@ -312,6 +317,8 @@ def _tried(group: Sequence[Sheet], batch: Batch, common: Sequence[AnyPanel], sha
         return [*failed, *fit]
     for sheet, one in zip(fit, made, strict=True):
         sheet.add(batch, one, common, shared_seconds)
+    if fit and fit[0].examiner.stopped is not None:
+        raise fit[0].examiner.stopped
     return failed
 
 
@@ -334,7 +341,10 @@ def _made(sheet: Sheet, batch: Batch, bounds: Sequence[Bound], checked: frozense
                         free[i].values.detach().float().cpu() if i in free else None)
                   for i, (bound, one, other) in enumerate(zip(bounds, maps, others, strict=False))]
         spent = (middle[0] - before[0] + 2 * (middle[1] - before[1])) / len(batch)
-        evidence = sheet.examiner.examine(analyzer, batch, drafts, rows, spent)
+        try:
+            evidence = sheet.examiner.examine(analyzer, batch, drafts, rows, min(spent, analyzer.least(batch.model)))
+        except KeyboardInterrupt as stop:  # the maps are there: they are kept, and then it stops
+            sheet.examiner.stopped = stop
     cost = Cost(forwards=middle[0] - before[0], backwards=middle[1] - before[1], seconds=seconds,
                 check_forwards=count.forwards - middle[0], check_backwards=count.backwards - middle[1])
     return [Made(bound, made, found, cost) for bound, made, found in zip(bounds, maps, evidence, strict=False)]

@@ -66,26 +66,26 @@ class Batch:
     def singles(self) -> Iterator[Batch]:
         """Each picture as a batch of its own, for the same layers; with what the forward gave where it reads none."""
         for i in range(len(self)):
-            one = self.choose([i])
-            if self._graph is not None and not self._wanted:
-                one._graph = self._graph[i : i + 1].detach()
-            yield one
+            yield self.choose([i], tuple(self._wanted))
 
-    def choose(self, rows: Sequence[int]) -> Batch:
-        """Some of the pictures, for the same layers, as a batch whose forward has not run."""
+    def choose(self, rows: Sequence[int], layers: Sequence[str] = ()) -> Batch:
+        """Some of the pictures, for these layers, as a batch of their own; with what the forward gave where none is
+        read."""
         ready = [Prepared(self.inputs[i], self.seen[i], self.frames[i]) for i in rows]
-        return self._remade([self.images[i] for i in rows], ready, [self.truth[i] for i in rows])
+        made = Batch(self.model, [self.images[i] for i in rows], ready, self.seed, [self.truth[i] for i in rows],
+                     self.pacing)
+        made.want(*layers)
+        if self._graph is not None and not layers:
+            made._graph = self._graph[list(rows)].detach()
+        return made
 
     def like(self, inputs: Tensor | None = None, model: Model | None = None, seed: int | None = None) -> Batch:
         """The same pictures with other inputs (n, C, H, W), for another model that takes such inputs, or with another
         seed; a batch whose forward has not run."""
         inputs = self.inputs if inputs is None else inputs
         ready = [Prepared(*three) for three in zip(inputs, self.seen, self.frames, strict=True)]
-        return self._remade(self.images, ready, self.truth, model, seed)
-
-    def _remade(self, images: Sequence[Image], ready: Sequence[Prepared], truth: Sequence[int | str | None],
-                model: Model | None = None, seed: int | None = None) -> Batch:
-        made = Batch(model or self.model, images, ready, self.seed if seed is None else seed, truth, self.pacing)
+        made = Batch(model or self.model, self.images, ready, self.seed if seed is None else seed, self.truth,
+                     self.pacing)
         made.want(*self._wanted)
         return made
 

@@ -112,11 +112,11 @@ def analyze(method: Annotated[str, typer.Argument(help="The analyzer; see `xai m
             model: Model = [], data: Annotated[list[str], typer.Option("--data", help="Pictures or a data set.")] = [],  # noqa: B006  # typer copies
             target: OwnTarget = None, layer: Layer = "", set_: Setting = [], weights: Weights = [], out: Out = "",  # noqa: B006  # typer copies
             save: Save = "", device: Device = "auto", precision: Precision = "", seed: Seed = 0, memory: Memory = "",
-            compile_: Compile = False, open_: Open = False, quiet: Quiet = False, json_: Json = False,
-            dry_run: Dry = False) -> None:
+            compile_: Compile = False, evidence: Evidence = "quick", open_: Open = False, quiet: Quiet = False,
+            json_: Json = False, dry_run: Dry = False) -> None:
     """Run one analyzer of any kind on models and data."""
     _go(_ask(data, model, [method], target, layer, set_, weights, save, device, precision, seed, memory,
-             compile_), out, open_, quiet, json_, dry_run)
+             compile_, evidence), out, open_, quiet, json_, dry_run)
 
 
 @app.command()

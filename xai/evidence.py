@@ -5,6 +5,7 @@ What is checked of a map is planned beforehand, from the method's passes alone, 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from xai.batch import Batch
 from xai.errors import XaiError, error
 from xai.model import Model
 from xai.panels import AnyPanel, Axis, Curve, View
-from xai.randomized import randomized, spread, stages
+from xai.randomized import parts_of, randomized, spread, stages
 from xai.removal import curves, order
 from xai.result import Verdict
 from xai.sampler import Sampler
@@ -64,9 +65,7 @@ class Plan:
         return forwards, backwards
 
     def _stages(self, model: Model) -> int:
-        if "hooks" not in model.capabilities:
-            return 0
-        return 1 if self.level == "quick" else len(cascade(model))
+        return len(cascade(model, self.level)) if "hooks" in model.capabilities else 0
 
 
 def check_level(level: str) -> None:
@@ -75,16 +74,40 @@ def check_level(level: str) -> None:
         raise error("--evidence", f"one of {', '.join(LEVELS)}", repr(level), "quick is the default")
 
 
-def cascade(model: Model) -> list[int]:
-    """How many stages from the output on are drawn anew in each step of the full card, the first and all included."""
-    return spread(len(stages(model)), STAGES)
+def cascade(model: Model, level: str) -> list[int]:
+    """How many stages from the output on are drawn anew: the first that mixes channels and changes the output, which
+    tells most; in the full card further ones after it, up to all. None where nothing changes it."""
+    first = _first(model)
+    more = spread(len(stages(model)), STAGES) if first and level == "full" else []
+    return [first, *(count for count in more if count > first)] if first else []
+
+
+_FIRST: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
+
+
+def _first(model: Model) -> int:
+    """The fewest stages whose parameters, drawn anew, change the output, with a matrix among them (a scale of each
+    class would only scale its map); 0: none do. One that runs last may lie beside the way to the output."""
+    if model not in _FIRST:
+        owned, x, spent = parts_of(model), model.example(), (model.cost.forwards, model.cost.backwards)
+        shapes = {name: value.ndim for name, value in model.parameters()}
+        was, found = model(x), 0
+        for count, keys in enumerate(owned.values(), 1):
+            now = randomized(model, tuple(owned)[:count], 0)(x)
+            if any(shapes.get(key, 0) > 1 for key in keys) and not torch.allclose(now, was, rtol=1e-6, atol=0):
+                found = count
+                break
+            was = now
+        model.cost.forwards, model.cost.backwards = spent  # of a noise picture: none of the maps'
+        _FIRST[model] = found
+    return _FIRST[model]
 
 
 def plan(analyzer: Attribution, model: Model, level: str, classes: bool, spent: float) -> Plan:
     """What can be checked for the price: `spent` is the work of the method's own map, in forwards."""
     if level != "quick":
         return Plan(level, analyzer if level == "full" else None, rival=classes and level == "full")
-    room = max(QUICK, spent / 2) - 2 * len(SHARES) - 2
+    room = max(QUICK, spent / 2) - 2 * len(SHARES) - 2 - apart(analyzer)  # common forwards of the batches
     maps = 2 + (classes and not analyzer.shares)
     probe, again = analyzer.within(min(room / maps, PROBE), model), False
     if probe != analyzer:
@@ -94,11 +117,16 @@ def plan(analyzer: Attribution, model: Model, level: str, classes: bool, spent: 
     return Plan(level, probe, why, classes, again)
 
 
-def work(analyzer: Attribution, model: Model, level: str, targets: int, apart: bool) -> float:
-    """What checking one picture is planned to take, in forwards; apart: its batch is not the maps' own."""
-    how = plan(analyzer, model, level, True, analyzer.passes(model).work)
+def apart(analyzer: Attribution) -> bool:
+    """Whether a sample of a batch needs a forward of its own: to read layers."""
+    return bool(analyzer.layers()) and not analyzer.singly
+
+
+def work(analyzer: Attribution, model: Model, level: str, targets: int, alone: bool) -> float:
+    """What checking one picture is planned to take, in forwards; alone: its batch is not the maps' own."""
+    how = plan(analyzer, model, level, True, analyzer.least(model))
     forwards, backwards = how.passes(model, analyzer.shares, targets)
-    return forwards + 2 * backwards + (apart and level != "off")
+    return forwards + 2 * backwards + (alone and level != "off")
 
 
 def rivals(batch: Batch, bound: Bound) -> Bound | None:
@@ -141,12 +169,15 @@ class Examiner:
     def __init__(self, model: Model, level: str, seed: int) -> None:
         check_level(level)
         self.model, self.level, self.seed = model, level, seed
+        self.stopped: KeyboardInterrupt | None = None
         self.apart = False  # only a sample is checked: in batches of its own
         self._twins: dict[int, Model] = {}
 
     def twin(self, count: int) -> Model:
         """The model with the parameters of its last `count` stages drawn anew."""
         if count not in self._twins:
+            while len(self._twins) > 1:  # the first is asked for again and again, the others one after the other
+                self._twins.pop(next(k for k in self._twins if k != next(iter(self._twins))))
             self._twins[count] = randomized(self.model, stages(self.model)[:count], self.seed)
         return self._twins[count]
 
@@ -155,7 +186,7 @@ class Examiner:
         """Check some of the pictures (`rows`) of maps that were made together for several targets; spent: what each
         picture's took, in forwards. What is found, for each target in order."""
         if len(rows) < len(batch) or (self.apart and not analyzer.singly):  # so that the price is as planned
-            batch, made = batch.choose(rows), [one.choose(rows) for one in made]
+            batch, made = batch.choose(rows, analyzer.layers()), [one.choose(rows) for one in made]
         how = plan(analyzer, self.model, self.level, any(one.rival is not None for one in made), spent)
         return _Card(self, analyzer, batch, list(made), how).found()
 
@@ -177,8 +208,8 @@ class _Card:
                 for one, verdicts in zip(found, check(), strict=True):
                     one.verdicts += [v for v in verdicts if isinstance(v, Verdict)]
                     one.panels += [p for p in verdicts if not isinstance(p, Verdict)]
-            except XaiError as problem:
-                for one in found:
+            except Exception as problem:  # whatever it is: a check must not cost a map
+                for one in (one for one in found if not any(v.name == name for v in one.verdicts)):
                     one.verdicts += [health.unchecked(name, str(problem), digest) for digest in self.batch.hashes]
         return found
 
@@ -198,7 +229,7 @@ class _Card:
         assert self.plan.probe is not None
         batch.output()  # asked in any case, so that the price does not depend on the method
         found = self.plan.probe.maps_for(batch, list(bounds or self.bounds))
-        return [maps.values.detach().float().cpu() for maps in found]
+        return [maps.values.detach().float().cpu() for maps in found]  # of another shape they cannot be compared
 
     def _class(self) -> Iterator[list[Verdict | AnyPanel]]:
         for one, own in zip(self.made, self.probed() if self._asks_again() else [m.own for m in self.made],
@@ -224,7 +255,11 @@ class _Card:
             why = "" if self.plan.probe is None else "the weights of this model cannot be drawn anew"
             yield from (self._unchecked(NAMES[1], why) for _ in self.made)
             return
-        counts = cascade(self.batch.model) if self.plan.level == "full" else [1]  # the last layer tells most
+        counts = cascade(self.batch.model, self.plan.level)
+        if not counts:
+            yield from (self._unchecked(NAMES[1], "drawing the weights anew does not change the output")
+                        for _ in self.made)
+            return
         blank = [self._maps(self.batch.like(model=self.examiner.twin(count))) for count in counts]
         for t, own in enumerate(self.probed()):
             alike = torch.tensor([[health.alike(own[i], maps[t][i], self.view) for maps in blank]
@@ -290,7 +325,8 @@ class _Removal:
         values = self.map
         if rolled:
             height, width = values.shape
-            down, right = (int(torch.randint(1, side, (1,), generator=generator)) for side in (height, width))
+            down, right = (int(torch.randint(min(1, side - 1), side, (1,), generator=generator))
+                           for side in (height, width))
             values = values.roll((down, right), (0, 1))
         first = order(values, generator)
         counts = [max(1, round(share * values.numel())) for share in shares]

@@ -71,7 +71,7 @@ def class_sensitive(values: Tensor, other: Tensor, name: str, picture: str, view
     elif good:
         said = f"The map changes with the class: its correlation with the map for {name} is {value:.2f}."
     else:
-        near = "" if abs(value) > ALIKE else "nearly "
+        near = "" if abs(value) > ALIKE else "much "
         same = f"{near}the same map" + ("" if value > 0 else " with its signs turned")
         said = f"The map for {name} is {same} (correlation {value:.3f}): it does not tell the classes apart."
     return Verdict(name="class-sensitive", value=value, threshold=SAME, passed=good, picture=picture,

@@ -150,6 +150,10 @@ class Model:
                         f"{self.spec}, which does not", "Use a method that needs only forwards (`xai methods list`), "
                         "or the network's own code and weights")
 
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The network's parameters by name; none where it can only be run."""
+        return iter(self._module.named_parameters() if self._module is not None else ())
+
     # --- running ---
     def __call__(self, inputs: Tensor) -> Tensor:
         """Logits (n, classes), or whatever the head holds, of prepared inputs (n, C, H, W). No gradient is recorded."""

@@ -85,9 +85,9 @@ def _row(analyzer: Analyzer, target: Target, model: Model, batch: Batch | None, 
         batch.want(*analyzer.layers())
         if first or not analyzer.shares:
             asked = [rivals(batch, batch.bind(one)) is not None for one in (targets if analyzer.shares else [target])]
-            how = evidence.plan(analyzer, model, level, any(asked), analyzer.passes(model).work)
-            # what is sampled has a common forward of its own
-            apart = level != "off" and n > evidence.SAMPLE and not analyzer.singly
+            how = evidence.plan(analyzer, model, level, any(asked), analyzer.least(model))
+            # what is sampled may have a common forward of its own
+            apart = level != "off" and n > evidence.SAMPLE and evidence.apart(analyzer)
             checks = min(n, evidence.SAMPLE) * (sum(how.passes(model, analyzer.shares, len(asked))) + apart)
     per = analyzer.passes(model) if first or not analyzer.shares else Passes()
     return PlanRow(model=model.spec, method=analyzer.name(), target=target.text, pictures=n,

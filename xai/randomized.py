@@ -57,7 +57,7 @@ def stages(model: Model) -> tuple[str, ...]:
     (ones and zeros of a fresh norm) is joined with the next one down, the last with the one before. Raises XaiError
     where the model gives no access to its layers.
     """
-    return tuple(_parts(model))
+    return tuple(parts_of(model))
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -79,7 +79,7 @@ def randomized(model: Model, names: Iterable[str], seed: int) -> Model:
 
     Raises XaiError where the model gives no access to its layers, a name is no stage, or the network cannot be copied.
     """
-    parts, chosen = _parts(model), tuple(names)
+    parts, chosen = parts_of(model), tuple(names)
     unknown = [name for name in chosen if name not in parts]
     if unknown:
         raise error("a stage of the network", f"one of {', '.join(map(repr, parts)) or 'none'}", repr(unknown[0]),
@@ -111,7 +111,7 @@ def _shuffle(tensors: list[Tensor], generator: torch.Generator) -> None:
         value.copy_(value.flatten()[order.to(value.device)].view_as(value))
 
 
-def _parts(model: Model) -> dict[str, tuple[str, ...]]:
+def parts_of(model: Model) -> dict[str, tuple[str, ...]]:
     """Stage -> the names of its parameters, from the output down."""
     model.need("hooks")
     if model not in _PARTS:

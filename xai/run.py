@@ -239,7 +239,7 @@ def _job(ask: Ask, model: Model, analyzer: Analyzer, target: str, pictures: tupl
     return Job(spec=model.spec, weights_hash=model.weights_hash, pictures=pictures,
                geometry=model.preprocessing.describe(), method=analyzer.name(), version=analyzer.version,
                parameters=analyzer.parameters(), target=target, seed=ask.seed,
-               chunk=str(ask.chunk or "auto"), precision=precision_name(model))
+               chunk=str(ask.chunk or "auto"), precision=precision_name(model), evidence=ask.evidence)
 
 
 def _scaled(progress: Progress | None, i: int, models: int) -> Progress | None:

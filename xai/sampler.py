@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,10 +129,10 @@ def log_odds(logits: Tensor) -> Tensor:
     The sum without the largest class is taken by itself, so that nothing cancels where that class is all but certain.
     """
     top = logits.argmax(1, keepdim=True)
-    shifted = (logits - logits.gather(1, top)).exp()
-    rest = shifted.scatter(1, top, 0.0)
-    others = (shifted.sum(1, keepdim=True) - shifted).scatter(1, top, rest.sum(1, keepdim=True))
-    return logits - logits.gather(1, top) - others.log()
+    shifted = logits - logits.gather(1, top)
+    rest = shifted.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)  # however far below the largest they are
+    weights = shifted.exp()
+    return shifted - (weights.sum(1, keepdim=True) - weights).log().scatter(1, top, rest)
 
 
 def shown(x: Tensor, fill: Tensor, labels: Tensor) -> Paint:

@@ -61,6 +61,10 @@ class RISE(Perturbation):
         """One forward a mask."""
         return Passes(forwards=self.samples)
 
+    def least(self, model: Model) -> float:
+        """The masks before the first look at the halves."""
+        return self.samples if self.estimator == "paper" or self.agree >= 1 else min(self.samples, BLOCK)
+
     def picture(self, sampler: Sampler) -> list[Found]:
         """(H, W) at the input's size for each target."""
         grid = min(self.grid, *sampler.x.shape[-2:])

@@ -64,8 +64,8 @@ class ScoreCAM(Attribution):
         activations = full(batch.activations(self.layer))
         weights = torch.stack([self._weights(Sampler(batch, i, targets, self.value), activations[i])
                                for i in range(len(batch))])  # (n, T, K)
-        found = torch.einsum("ntk,nkhw->tnhw", weights.to(activations), activations)
-        return [Maps(one) for one in found]
+        each = weights.to(activations).unbind(1)  # by itself, so that no map depends on what else is asked
+        return [Maps(torch.einsum("nk,nkhw->nhw", one, activations)) for one in each]
 
     def _weights(self, sampler: Sampler, activations: Tensor) -> Tensor:
         """(T, K) for one picture's activations (K, h, w)."""
