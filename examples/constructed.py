@@ -27,7 +27,13 @@ def table(few: bool = False) -> str:
     return "\n".join(lines) + (
         "\n\nexact: the map equals what each pixel adds on the straight way from black, or its block's Shapley value. "
         "found: 70 % of its energy or more lies where the score is decided. flat: it is the same everywhere. astray: "
-        f"none of these. refused: the method cannot run there.\n\n{stories}\n")
+        "none of these. refused: the method cannot run there.\n\n"
+        "Why: Grad-CAM, Grad-CAM++, XGrad-CAM, Score-CAM and Ablation-CAM weigh whole channels, which light up "
+        "wherever they are active; Finer-CAM explains this class less the other. Gradients are flat under saturation "
+        "and where either is enough, and follow the slope at a step; so does LRP at both ends. LayerCAM and guided "
+        "backpropagation drop what is negative, hence cancellation. VarGrad is zero on what is linear. RISE smears "
+        "over its cells and is offset by a constant, extremal perturbation weighs its area against small logits.\n\n"
+        f"{stories}\n")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from analyzers.attribution.occlusion import Occlusion
 from xai import health
 from xai.constructed import SIDE, A, Answer, B, Known, answers, known, methods, model
 
@@ -114,7 +115,7 @@ def test_on_a_constant_logit_every_map_is_flat_or_does_not_ask_about_the_class(n
     if answer.judged.outcome == "flat":
         assert any(v.name == "not constant" and v.passed is False for v in answer.verdicts)
     else:
-        assert name in ("eigencam", "attention_gradient", "attention_rollout", "finercam", "meaningful_perturbation")
+        assert name in ("eigencam", "attention_gradient", "attention_rollout", "finercam")
 
 
 # --- what is known of each ---
@@ -197,6 +198,14 @@ def test_pooled_gradients_lose_the_place_where_the_layer_is_read_place_by_place(
     for case in ("region", "and", "cancellation"):
         assert outcomes(case, "gradcam") == {"astray"}
         assert outcomes(case, "hirescam") == {"found"}
+
+
+def test_a_patch_of_one_pixel_is_exact_where_the_network_is_linear_near_the_picture() -> None:
+    small = Occlusion(window=1, stride=1, baseline="black")
+    said = {name: answers([small], case)[0].judged.outcome for name, case in CASES.items()}
+    exact = ("region", "contrast", "ruled out", "xor", "cancellation", "shortcut", "one cell")
+    assert said == dict.fromkeys(exact, "exact") | {
+        "and": "found", "or": "flat", "saturation": "flat", "step": "astray", "constant": "flat"}
 
 
 def test_a_model_of_a_case_changes_no_number() -> None:

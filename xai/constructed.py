@@ -101,9 +101,9 @@ class Answer:
 # How methods of samples and segments are asked here: on blocks of the regions' size, black being nothing.
 FORMS = {
     "expected_gradients": "baselines=black,samples=32", "extremal_perturbation": "steps=60,areas=0.1",
-    "hsic": "samples=256,grid=6,baseline=black", "integrated_gradients": "steps=400",
-    "lime": "samples=200,segments=9,segmentation=grid,baseline=black,bootstrap=0",
-    "meaningful_perturbation": "steps=60",
+    "hsic": "samples=256,grid=6,baseline=black",
+    "lime": "samples=200,segments=9,segmentation=grid,baseline=black,bootstrap=0,alpha=0",
+    "meaningful_perturbation": "steps=60,value=logit",
     "occlusion": "window=8,stride=8,baseline=black", "rise": "samples=600,grid=6,baseline=black,value=logit",
     "scorecam": "baseline=black", "shap_gradient": "baselines=black,background=4,samples=32",
     "shap_kernel": "samples=512,segments=9,segmentation=grid,baseline=black",

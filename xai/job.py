@@ -30,14 +30,12 @@ class Job:
     chunk: str = "auto"
     threads: str = "auto"
     precision: str = "float32"
-    evidence: str = "quick"
     schema: int = SCHEMA_VERSION
 
     @property
     def id(self) -> str:
         """Hex sha256 of all of it, first 16 digits."""
-        known = {key: value for key, value in asdict(self).items() if (key, value) != ("evidence", "quick")}
-        text = json.dumps(known, sort_keys=True, default=str)
+        text = json.dumps(asdict(self), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

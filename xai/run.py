@@ -146,7 +146,7 @@ def run(ask: Ask, out: str | Path | None = None, progress: Progress | None = Non
         raise problems[0] if problems else none_usable(failures) if failures else XaiError(
             "the pictures must be named; got none. Name a picture, a folder or sample:chelsea.")
     if out is not None or automatic is not None:
-        done.folder = Path(out) if out is not None else automatic / _folder_name(done, run_id(jobs))  # type: ignore[operator]  # not None here
+        done.folder = Path(out) if out is not None else automatic / _folder_name(done, run_id(jobs), ask.evidence)  # type: ignore[operator]  # not None here
         write(done, done.folder, ask.save)
     if trouble is not None:
         raise trouble
@@ -239,7 +239,7 @@ def _job(ask: Ask, model: Model, analyzer: Analyzer, target: str, pictures: tupl
     return Job(spec=model.spec, weights_hash=model.weights_hash, pictures=pictures,
                geometry=model.preprocessing.describe(), method=analyzer.name(), version=analyzer.version,
                parameters=analyzer.parameters(), target=target, seed=ask.seed,
-               chunk=str(ask.chunk or "auto"), precision=precision_name(model), evidence=ask.evidence)
+               chunk=str(ask.chunk or "auto"), precision=precision_name(model))
 
 
 def _scaled(progress: Progress | None, i: int, models: int) -> Progress | None:
@@ -260,8 +260,9 @@ def _sub_folders(results: Sequence[Result]) -> list[str]:
     return names
 
 
-def _folder_name(done: Explanation, digest: str) -> str:
-    """`<picture>-<model>-<method>-<id8>`, a count where there are several."""
+def _folder_name(done: Explanation, digest: str, evidence: str) -> str:
+    """`<picture>-<model>-<method>-<id8>`, a count where there are several; with the level of evidence unless it is
+    quick, so that a full card is not replaced by the next run."""
 
     def one(values: Sequence[str], many: str) -> str:
         found = list(dict.fromkeys(values))
@@ -269,7 +270,7 @@ def _folder_name(done: Explanation, digest: str) -> str:
 
     pictures = [Path(i.name).stem for r in done.results for i in r.images]
     parts = [one(pictures, "pictures"), one([m.spec for r in done.results for m in r.models], "models"),
-             one([r.analyzer for r in done.results], "methods"), digest]
+             one([r.analyzer for r in done.results], "methods"), digest, "" if evidence == "quick" else evidence]
     return "-".join(p for p in parts if p)
 
 
