@@ -26,10 +26,9 @@ from xai import health
 from xai.analyzer import Maps
 from xai.attribution import Attribution
 from xai.batch import Batch
-from xai.controls import CONTROLS, Control
+from xai.controls import CONTROLS, Control, methods_of, named
 from xai.evidence import NAMES
 from xai.images import Images, load_images
-from xai.metric import methods_of, named
 from xai.model import Model
 from xai.panels import Heatmap
 from xai.subject import Subject

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv as csv_writer
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from reports.layout import top1
@@ -43,18 +43,28 @@ def csv(folder: str | Path) -> str:
     """The table of `folder` (a run or one result) as CSV with a header, RFC 4180 quoting, lines that end in a newline.
 
     `failed` names the failed checks. `forwards`, `backwards`, those of the checks and `seconds` are the method's cost
-    divided by its pictures; `peak_memory_bytes` is that of the whole method. A result without pictures is one row. Text
+    divided by its pictures; `peak_memory_bytes` is that of the whole method. A result without pictures is one row; a
+    metric's is its table of scores. Text
     that a spreadsheet would run as a formula (it begins with =, +, -, @, tab or return) gets a leading apostrophe.
     Raises XaiError where the record is missing or damaged.
     """
     folder = Path(folder)
     stream = io.StringIO()
     writer = csv_writer.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for name in Run.load(folder).results:
-        for row in _rows(Result.load(inside(folder, name))):
-            writer.writerow([_cell(value) for value in row])
+    results = [Result.load(inside(folder, name)) for name in Run.load(folder).results]
+    scores = _scores(results)
+    writer.writerow(COLUMNS if scores is None else [column.name for column in scores.columns])
+    for row in (row for result in results for row in _rows(result)) if scores is None else scores.rows:
+        writer.writerow([_cell(value) for value in row])
     return stream.getvalue()
+
+
+def _scores(results: Sequence[Result]) -> Table | None:
+    """The table of a metric that stands alone: its scores picture by picture, or their means where there is none."""
+    if len(results) != 1 or results[0].images:
+        return None
+    tables = {p.key: p for p in results[0].panels if isinstance(p, Table)}
+    return tables.get("by_picture") or tables.get("scores")
 
 
 def _rows(result: Result) -> Iterator[list[str | int | float | bool | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -381,3 +382,24 @@ def test_the_budget_holds_for_samples_too(name: str, count: int) -> None:
     own = (cost.forwards - count + 2 * cost.backwards) / count
     checked = min(count, SAMPLE)
     assert cost.check_forwards + 2 * cost.check_backwards <= checked * max(QUICK, own / 2)
+
+
+def test_a_network_that_cannot_be_copied_has_a_plan_and_a_sentence() -> None:
+    net = conv_net()
+    net.register_module("lock", Locked())
+    model = Model(net, mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    assert plan_of(Ask(models=(model,), images=(list(pictures(2)),), methods=("saliency",))).rows
+    (verdict, *_) = told(judged(Saliency(), model, load_images(list(pictures(2)))), NAMES[1])
+    assert verdict.passed is None
+    assert "one that can be copied" in verdict.sentence
+
+
+class Locked(nn.Module):
+    """Holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

@@ -494,12 +494,7 @@ def test_no_bad_map_crashes_or_scores_well(metric: Metric) -> None:
     spread = found["fixed(which=negative)"][first]
     hidden = found["positive(which=negative)"][first]
     assert spread is not None
-    if isinstance(metric, MuFidelity):
-        assert hidden is None  # nothing is shown, so nothing goes with the losses
-    elif isinstance(metric, Infidelity):
-        assert hidden >= 1
-    else:  # a random order, which is not the one of a map
-        assert abs(hidden - found["random"][first]) < 0.1
+    assert hidden is None  # nothing is shown: no score, however a random order would do
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name())

@@ -18,7 +18,9 @@ from analyzers.attribution.gradcam import GradCAM
 from analyzers.attribution.smoothgrad import SmoothGrad
 from analyzers.evaluation.complexity import Complexity
 from analyzers.evaluation.model_randomization import ModelRandomization
+from analyzers.evaluation.pointing_game import PointingGame
 from analyzers.evaluation.relevance_accuracy import RelevanceAccuracy
+from reports.table import csv
 from tests.gradient_nets import conv_net, made, pictures
 from xai import catalog
 from xai.analyzer import Maps, param
@@ -26,12 +28,12 @@ from xai.ask import Ask
 from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.benchmark import benchmark, markdown
-from xai.controls import CONTROLS, Given, Random
+from xai.controls import CONTROLS, Given, Random, methods_of, named
 from xai.errors import XaiError
 from xai.images import Images, load_images
-from xai.metric import GROUPS, Case, Metric, Score, Scored, as_stored, case_of, methods_of, named, sound
+from xai.metric import GROUPS, Case, Metric, Score, Scored, as_stored, case_of, sound
 from xai.model import Model
-from xai.panels import Curve, Table
+from xai.panels import Curve, Table, View
 from xai.plan import plan
 from xai.result import Result, Verdict
 from xai.statistics import interval, wilson
@@ -337,3 +339,103 @@ def test_a_case_enlarges_what_the_view_shows() -> None:
     case = case_of(Fixed(raw), batch, batch.bind(Target("top1")))
     assert case.shown.shape == (1, 6, 6)
     assert bool(torch.isfinite(case.shown).all())
+
+
+# --- a map that shows nothing, methods that fail on the way, inputs of several sizes ---
+@dataclass(frozen=True)
+class Hidden(Fixed):
+    """Hidden: maps of which the view shows nothing."""
+
+    view: ClassVar[View] = "relu"
+
+    @classmethod
+    def name(cls) -> str:
+        return "hidden"
+
+
+def test_a_map_of_which_nothing_is_shown_scores_as_one_that_is_none(planted: Model) -> None:
+    values = -torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.1
+    subject = Subject((planted,), load_images("planted:3"), (Target("label"),))
+    for metric in (RelevanceAccuracy, PointingGame):
+        rows = {row["score"]: row for row in table(metric(of=Hidden(values))(subject), "scores")  # type: ignore[arg-type]  # a method will do
+                if row["method"].startswith("hidden")}
+        assert {rows[name]["mean"] for name in rows if name not in ("chance", "by_class")} == {0.0}
+        assert rows["chance"]["mean"] > 0, "that is of the picture, not of the map"
+    result = Top(of=Hidden(values))(subject)
+    assert table(result, "scores")[0]["mean"] is None
+    assert told(result, "scored")[0].passed is False
+
+
+@dataclass(frozen=True)
+class Late(Attribution):
+    """Late: fails from the second batch on."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"forward", "images"})
+    alone: bool = False
+
+    def maps(self, batch: Batch, target: Bound) -> Maps:
+        if self.alone or "picture 0" not in [image.name for image in batch.images]:
+            raise XaiError("the lamp must be lit; got none. Light it.")
+        return Maps(batch.inputs.mean(1))
+
+    @classmethod
+    def name(cls) -> str:
+        return "late"
+
+
+def test_a_method_that_fails_on_the_way_is_out_and_the_others_stay() -> None:
+    images = load_images(list(pictures(40)))
+    result = Top(of=(Late(), GradCAM()))(Subject((net(),), images))
+    assert {row["method"] for row in table(result, "scores")} == {"gradcam", "random", "centre", "sobel"}
+    assert all(row["pictures"] == 40 for row in table(result, "scores"))
+    assert any(p.key == "problem late" for p in result.panels)
+    with pytest.raises(XaiError, match="the lamp must be lit"):
+        Top(of=(Late(alone=True), Late()))(Subject((net(),), images))
+
+
+def test_curves_of_inputs_of_several_sizes_are_drawn_together() -> None:
+    model = Model(conv_net(), mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    generator = torch.Generator().manual_seed(0)
+    images = load_images([torch.rand(3, side, side, generator=generator) for side in (12, 6)], normalised=True)
+    result = xai.analyze("insertion_deletion", model, images, settings={"of": "saliency"}).result
+    assert any(isinstance(p, Curve) for p in result.panels)
+
+
+@pytest.mark.parametrize("of", ["saliency,random", "integrated_gradients(steps=3),occlusion"])
+def test_the_plan_counts_no_method_twice_and_none_that_cannot_run(of: str) -> None:
+    bare = Model(forward=conv_net(), mean=[0.4] * 3, std=[0.3] * 3, size=6)
+    model = net() if "saliency" in of else bare
+    metric = catalog.parse("insertion_deletion")
+    subject = Subject((model,), load_images(list(pictures(3))))
+    made_ = type(metric)(of=of, steps=4)  # type: ignore[call-arg]  # fields of that metric
+    planned = made_.cost(subject)
+    counted = made_(subject).cost
+    assert (planned.forwards, planned.backwards) == (counted.forwards, counted.backwards)
+
+
+def test_several_targets_at_once_get_a_sentence() -> None:
+    with pytest.raises(XaiError, match="the target of complexity must be one; got 3 at once"):
+        xai.analyze("complexity", net(), list(pictures(1)), target="top3")
+
+
+def test_a_file_that_would_serve_two_pictures_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "cat.npy", np.random.default_rng(0).random((6, 6)))
+    images = load_images(list(pictures(2)), names=["a/cat.png", "b/cat.jpg"])
+    with pytest.raises(XaiError, match="cat.npy for 2 pictures of that name"):
+        Complexity(of=f"maps:{tmp_path}")(Subject((net(),), images))
+
+
+def test_the_scores_of_a_metric_are_what_csv_prints(tmp_path: Path) -> None:
+    xai.analyze("complexity", net(), list(pictures(2)), out=tmp_path / "there")
+    head, *lines = csv(tmp_path / "there").splitlines()
+    assert head.startswith("picture,explained,method,")
+    assert len(lines) == 2 * 4
+
+
+def test_the_forwards_of_a_map_do_not_depend_on_who_comes_first(planted: Model) -> None:
+    images = load_images("planted:8@2")
+    found = []
+    for names in (("saliency", "input_x_gradient"), ("input_x_gradient", "saliency")):
+        rows = {row["method"]: row["forwards a map"] for row in table(benchmark(planted, images, names), "league")}
+        found.append((rows["saliency"], rows["input_x_gradient"]))
+    assert found[0] == found[1] == (3.0, 3.0)

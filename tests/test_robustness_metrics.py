@@ -152,7 +152,8 @@ class Given(Attribution):
 def agreement(a: int, b: int) -> dict[str, Tensor]:
     batch = batch_of(made(conv_net()), pictures())
     bound = batch.bind(Target("class:1"))
-    return Disagreement(top=0.25).between(*(case_of(Given(k), batch, bound) for k in (a, b))).values
+    metric = Disagreement(top=0.25)
+    return metric.between(*(metric.seen(case_of(Given(k), batch, bound)) for k in (a, b))).values
 
 
 def test_agreement_of_a_map_with_itself_its_negative_and_a_stretched_one() -> None:
@@ -176,7 +177,8 @@ def test_overlap_is_that_of_sets() -> None:
     batch = batch_of(made(conv_net()), pictures())
     bound = batch.bind(Target("class:1"))
     one, two = (case_of(Given(k), batch, bound) for k in (0, 3))
-    found = Disagreement(top=0.25).between(one, two).values["overlap"]
+    metric = Disagreement(top=0.25)
+    found = metric.between(metric.seen(one), metric.seen(two)).values["overlap"]
     first, second = (set(case.shown[0].flatten().argsort(descending=True)[:9].tolist()) for case in (one, two))
     assert_close(found, torch.full((2,), len(first & second) / 9).double())
 

@@ -13,6 +13,7 @@ from xai.attribution import Attribution
 from xai.errors import XaiError, error
 from xai.evidence import check_level
 from xai.images import Images, load_images
+from xai.metric import Metric, several_targets
 from xai.model import Model
 from xai.result import Failure
 from xai.subject import as_model, as_targets
@@ -80,8 +81,12 @@ def analyzers_of(ask: Ask) -> list[Any]:
 
 
 def targets_of(ask: Ask, analyzers: Sequence[Any]) -> tuple[Target, ...]:
-    """What is explained: what was named, else what the method explains by itself."""
-    return as_targets(analyzers[0].explains if ask.target is None else ask.target)
+    """What is explained: what was named, else what the method explains by itself. Raises XaiError where a metric is
+    asked about several at once."""
+    targets = as_targets(analyzers[0].explains if ask.target is None else ask.target)
+    if len(targets) > 1 and isinstance(analyzers[0], Metric):
+        raise several_targets(analyzers[0].name(), len(targets))
+    return targets
 
 
 def pictures_of(ask: Ask) -> Images | None:

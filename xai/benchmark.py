@@ -14,10 +14,10 @@ from xai import catalog, health
 from xai.analyzer import Progress, precision_name
 from xai.attribution import Attribution
 from xai.batch import Batch
-from xai.controls import CONTROLS, Control
+from xai.controls import CONTROLS, Control, named
 from xai.errors import XaiError, error
 from xai.images import Images
-from xai.metric import Case, Metric, case_of, named, sound
+from xai.metric import Case, Metric, case_of
 from xai.model import Model
 from xai.panels import Column, Matrix, Table, Text
 from xai.provenance import peak_memory, provenance
@@ -114,11 +114,12 @@ def _metric(text: str) -> Metric:
 
 def _judge(line: Line, batch: Batch, target: Target, metrics: Sequence[Metric], anew: Metric | None) -> None:
     """The maps of one method for a batch, and all their scores; a method that fails is out."""
-    count, started = batch.model.cost, time.perf_counter()
-    before = (count.forwards, count.backwards)
     try:
         batch.want(*line.method.layers())
         bound = batch.bind(target)
+        batch.output()  # the batch's common forward is nobody's
+        count, started = batch.model.cost, time.perf_counter()
+        before = (count.forwards, count.backwards)
         case = case_of(line.method, batch, bound)
         line.forwards += count.forwards - before[0]
         line.backwards += count.backwards - before[1]
@@ -131,11 +132,9 @@ def _judge(line: Line, batch: Batch, target: Target, metrics: Sequence[Metric], 
 
 
 def _keep(line: Line, metric: Metric, case: Case) -> None:
-    bad = ~sound(case.raw)
+    bad = ~case.sound()
     for name, values in metric.score(case).values.items():
-        kept = values.detach().double().cpu().clone()
-        kept[bad & ~torch.isnan(kept)] = metric.worst
-        line.values.setdefault(name, []).append(kept)
+        line.values.setdefault(name, []).append(metric.punished(name, values, bad))
 
 
 def _result(model: Model, lines: list[Line], pictures: int, cost: Cost, seed: int, command: str,

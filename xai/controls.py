@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xai import catalog
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
-from xai.errors import error
+from xai.errors import XaiError, error
 from xai.model import Model
 from xai.targets import Bound
 
@@ -90,6 +94,14 @@ class Given(Control):
 
     folder: str = param("", "where the maps lie")
 
+    def fits(self, names: Sequence[str]) -> None:
+        """Raise XaiError where a file would be taken for several of the pictures."""
+        stems = Counter(Path(name).stem for name in names)
+        twice = next((s for s, n in stems.items() if n > 1 and (Path(self.folder) / f"{s}.npy").exists()), None)
+        if twice is not None:
+            raise error("the maps", "one a picture", f"{twice}.npy for {stems[twice]} pictures of that name",
+                        "Name them <hash>-map.npy, as --save npy does")
+
     def maps(self, batch: Batch, target: Bound) -> Maps:
         """(n, h, w) as they were stored; all of one shape."""
         found = [self._read(batch, i) for i in range(len(batch))]
@@ -117,3 +129,43 @@ class Given(Control):
                         "shape made smaller", f"{values.dtype} of shape {values.shape}",
                         "Give the map of what the network saw, after its crop")
         return torch.from_numpy(values.astype(np.float32))
+
+
+def methods_of(of: str | Attribution | Sequence[Attribution], again: bool = False) -> tuple[Attribution, ...]:
+    """The attributions that `of` names: `gradcam,smoothgrad(samples=20)`, a control, or `maps:FOLDER`."""
+    if not isinstance(of, str):
+        found: list[Any] = [of] if isinstance(of, Attribution) else list(of)
+    else:
+        own = {one.name(): one for one in CONTROLS}
+        found = []
+        for text in catalog.split(of):
+            found.append(own[text] if text in own else Given(text.removeprefix(FROM)) if text.startswith(FROM)
+                         else catalog.parse(text))
+    wrong = next((one for one in found if not isinstance(one, Attribution)), None)
+    if wrong is not None or not found:
+        got = getattr(wrong, "name", lambda: repr(wrong))() if wrong is not None else "none"
+        raise error("what is judged", "an attribution, or several separated by commas", got,
+                    "For example --set of=gradcam,rise; `xai methods list` names them")
+    if again and any(isinstance(one, Given) for one in found):
+        raise error("what this metric judges", "a method that it can run again", "finished maps",
+                    "Name the method itself")
+    return tuple(found)
+
+
+def named(method: Attribution) -> str:
+    """The method as a person writes it, with what differs from its defaults."""
+    changed = [f"{f.name}={getattr(method, f.name)}" for f in dataclasses.fields(method)
+               if getattr(method, f.name) != f.default]
+    return f"{FROM}{method.folder}" if isinstance(method, Given) else \
+        f"{method.name()}({', '.join(changed)})" if changed else method.name()
+
+
+def problems_of(methods: Sequence[Attribution], model: Model) -> dict[Attribution, XaiError]:
+    """What stands in the way of those methods that the model cannot serve."""
+    found: dict[Attribution, XaiError] = {}
+    for method in methods:
+        try:
+            method.check(model)
+        except XaiError as problem:
+            found[method] = problem
+    return found

@@ -65,7 +65,10 @@ class Plan:
         return forwards, backwards
 
     def _stages(self, model: Model) -> int:
-        return len(cascade(model, self.level)) if "hooks" in model.capabilities else 0
+        try:
+            return len(cascade(model, self.level)) if "hooks" in model.capabilities else 0
+        except XaiError:  # a network that cannot be copied, which the card says
+            return 0
 
 
 def check_level(level: str) -> None:
@@ -89,7 +92,8 @@ def _first(model: Model) -> int:
     """The fewest stages whose parameters, drawn anew, change the output, with a matrix among them (a scale of each
     class would only scale its map); 0: none do. One that runs last may lie beside the way to the output."""
     if model not in _FIRST:
-        owned, x, spent = parts_of(model), model.example(), (model.cost.forwards, model.cost.backwards)
+        owned, x, tally = parts_of(model), model.example(), model.cost
+        spent, told, tally.told = (tally.forwards, tally.backwards), tally.told, None  # a noise picture: nobody's
         shapes = {name: value.ndim for name, value in model.parameters()}
         was, found = model(x), 0
         for count, keys in enumerate(owned.values(), 1):
@@ -98,7 +102,7 @@ def _first(model: Model) -> int:
                 found = count
                 break
             was = now
-        model.cost.forwards, model.cost.backwards = spent  # of a noise picture: none of the maps'
+        (tally.forwards, tally.backwards), tally.told = spent, told
         _FIRST[model] = found
     return _FIRST[model]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xai import catalog
 from xai.analyzer import Analyzer, Passes
 from xai.attribution import Attribution, check_shape
 from xai.batch import Batch
-from xai.controls import CONTROLS, FROM, Given
+from xai.controls import CONTROLS, Given, methods_of, named, problems_of
 from xai.errors import XaiError, error
 from xai.model import Model
 from xai.panels import AnyPanel, Axis, Column, Curve, Matrix, Table, Text, shown
@@ -52,6 +50,10 @@ class Case:
     method: Attribution
     raw: Tensor
     shown: Tensor
+
+    def sound(self) -> Tensor:
+        """(n,) bool: whether each map is finite and not the same everywhere, raw and as it is shown."""
+        return sound(self.raw) & sound(self.shown)
 
     def order(self, i: int, metric: str) -> Tensor:
         """(H * W,) the pixels of picture i from the most relevant to the least; ties in a seeded random order."""
@@ -92,6 +94,14 @@ class Metric(Analyzer):
         raise error(f"the metric {self.name()}", "one with its own score", "an abstract one",
                     "Use one from `xai methods list`")
 
+    def punished(self, name: str, values: Tensor, bad: Tensor) -> Tensor:
+        """(n,) float64 on the CPU: one score, `worst` where the map is none; what has no score for another reason
+        stays, and so does what is no judgement of the map where that is a number."""
+        kept = values.detach().double().cpu().clone()
+        if self.scores[name].better or math.isnan(self.worst):
+            kept[bad & ~torch.isnan(kept)] = self.worst
+        return kept
+
     def pooled(self, traces: dict[str, Tensor]) -> dict[str, float]:
         """Scores of the whole set, from the traces (N, k) of its pictures."""
         return {}
@@ -115,13 +125,15 @@ class Metric(Analyzer):
 
     def passes(self, model: Model) -> Passes:
         """Of one picture: every method's map and its judgement, and the judgement of the controls."""
-        return total([*(one.passes(model) for one in self.judged()),
-                      *(self.passes_for(model, one) for one in (*self.judged(), *CONTROLS))])
+        problems = problems_of(self.judged(), model)
+        fit = [one for one in self.judged() if one not in problems]
+        rest = [one for one in CONTROLS if one not in fit]
+        return total([*(one.passes(model) for one in fit), *(self.passes_for(model, one) for one in (*fit, *rest))])
 
     def check(self, model: Model) -> None:
         """Raise XaiError where the model cannot do what the metric or all of its methods need."""
         super().check(model)
-        problems = _problems(self.judged(), model)
+        problems = problems_of(self.judged(), model)
         if len(problems) == len(self.judged()):
             raise next(iter(problems.values()))
 
@@ -130,9 +142,14 @@ class Metric(Analyzer):
         model, images = subject.one_model(), subject.images
         if images is None:
             raise error("the pictures", "given for a metric", "none", "Name a picture, a folder or sample:chelsea")
+        if len(subject.targets) > 1:
+            raise several_targets(self.name(), len(subject.targets))
+        for given in (one for one in self.judged() if isinstance(one, Given)):
+            given.fits(images.names)
         ledger = Ledger(self, model, subject.targets[0])
         for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes):
             ledger.add(batch)
+        ledger.settle()
         yield from ledger.panels(subject.seed)
 
 
@@ -146,6 +163,14 @@ class Tally:
     unsound: int = 0
     problem: XaiError | None = None
 
+    def trace(self, name: str) -> Tensor:
+        """(N, k) one trace of all pictures; curves of inputs of another size are drawn with as many points."""
+        parts = self.traces[name]
+        k = parts[0].shape[1]
+        same = [one if one.shape[1] == k else F.interpolate(one[None], k, mode="linear", align_corners=True)[0]
+                for one in parts]
+        return torch.cat(same)
+
     def of(self, name: str) -> Tensor:
         """(N,) one score of all pictures."""
         return torch.cat(self.values[name]) if name in self.values else torch.empty(0, dtype=torch.float64)
@@ -156,7 +181,7 @@ class Ledger:
 
     def __init__(self, metric: Metric, model: Model, target: Target) -> None:
         self.metric, self.model, self.target = metric, model, target
-        problems = _problems(metric.judged(), model)
+        problems = problems_of(metric.judged(), model)
         self.tallies = [Tally(one, problem=problems.get(one)) for one in metric.judged()]
         self.tallies += [Tally(one) for one in CONTROLS if one not in metric.judged()]
         self.pictures: list[tuple[str, str]] = []
@@ -177,14 +202,23 @@ class Ledger:
                         raise
                     tally.problem = problem
 
+    def settle(self) -> None:
+        """Forget what a method scored before it failed. Raises XaiError where every method that is judged has."""
+        for tally in self.tallies:
+            if tally.problem is not None:
+                tally.values.clear()
+                tally.traces.clear()
+        judged = [tally for tally in self.tallies if tally.method in self.metric.judged()]
+        if judged and all(tally.problem is not None for tally in judged):
+            raise next(tally.problem for tally in judged if tally.problem is not None)
+
     def _judge(self, tally: Tally, batch: Batch, bound: Bound) -> None:
         case = case_of(tally.method, batch, bound)
         scored = self.metric.score(case)
-        bad = ~sound(case.raw)
+        bad = ~case.sound()
         tally.unsound += int(bad.sum())
         for name, values in scored.values.items():
-            kept = values.detach().double().cpu().clone()
-            kept[bad & ~torch.isnan(kept)] = self.metric.worst  # without a region, say, there is no score to be bad
+            kept = self.metric.punished(name, values, bad)
             tally.values.setdefault(name, []).append(kept)
         for name, trace in scored.traces.items():
             tally.traces.setdefault(name, []).append(trace.detach().double().cpu())
@@ -218,18 +252,21 @@ class Ledger:
 
     def _means(self, tally: Tally, seed: int) -> Iterator[tuple[Any, ...]]:
         label = named(tally.method)
+        if tally.problem is not None:
+            return
         for name in tally.values:
             known = tally.of(name)
             known = known[torch.isfinite(known)]
             low, high = interval(known, seed, self.metric.scores[name].hits)
             yield label, name, _plain(known.mean()), _plain(low), _plain(high), len(known)
-        traces = {name: torch.cat(kept) for name, kept in tally.traces.items()}
+        traces = {name: tally.trace(name) for name in tally.traces}
         whole = self.metric.pooled(traces)
         if whole:
             n = len(next(iter(traces.values())))
             draw = torch.Generator().manual_seed(seed)
             again = [self.metric.pooled({k: v[rows] for k, v in traces.items()}) for rows in
                      (torch.randint(n, (n,), generator=draw) for _ in range(DRAWS if n > 1 else 0))]
+            n = int(torch.isfinite(next(iter(traces.values()))[:, 0]).sum())
             for name, value in whole.items():
                 spread = torch.tensor([one[name] for one in again], dtype=torch.float64)
                 ends = [float(spread.nanquantile(q)) for q in (0.025, 0.975)] if len(spread) else [math.nan] * 2
@@ -260,7 +297,7 @@ class Ledger:
 
     def _curves(self, seed: int) -> Iterator[AnyPanel]:
         for name, axes in self.metric.curves.items():
-            lines = [(named(t.method), torch.cat(t.traces[name])) for t in self.tallies if name in t.traces]
+            lines = [(named(t.method), t.trace(name)) for t in self.tallies if name in t.traces]
             if not lines:
                 continue
             k = lines[0][1].shape[1]
@@ -277,7 +314,10 @@ class Ledger:
         names = list(dict.fromkeys(name for tally in self.tallies for name in tally.values))
         rows = [(picture, target, named(tally.method), *(_plain(tally.of(name)[i]) for name in names))
                 for i, (picture, target) in enumerate(self.pictures) for tally in self.tallies if tally.problem is None]
-        if rows and len(rows) <= ROWS:
+        if len(rows) > ROWS:
+            yield Text(key="by_picture", title="Picture by picture", text=(
+                f"{len(rows)} rows would be too many for a page; ask about fewer pictures to see them."))
+        elif rows:
             yield Table(key="by_picture", title="Picture by picture", rows=tuple(rows),
                         columns=(Column("picture"), Column("explained"), Column("method"), *map(Column, names)))
 
@@ -331,48 +371,14 @@ def sound(raw: Tensor) -> Tensor:
     return finite & ((known.amax(1) - known.amin(1)) > 1e-6 * known.abs().amax(1))
 
 
-def methods_of(of: str | Attribution | Sequence[Attribution], again: bool = False) -> tuple[Attribution, ...]:
-    """The attributions that `of` names: `gradcam,smoothgrad(samples=20)`, a control, or `maps:FOLDER`."""
-    if not isinstance(of, str):
-        found: list[Any] = [of] if isinstance(of, Attribution) else list(of)
-    else:
-        own = {one.name(): one for one in CONTROLS}
-        found = []
-        for text in catalog.split(of):
-            found.append(own[text] if text in own else Given(text.removeprefix(FROM)) if text.startswith(FROM)
-                         else catalog.parse(text))
-    wrong = next((one for one in found if not isinstance(one, Attribution)), None)
-    if wrong is not None or not found:
-        got = getattr(wrong, "name", lambda: repr(wrong))() if wrong is not None else "none"
-        raise error("what is judged", "an attribution, or several separated by commas", got,
-                    "For example --set of=gradcam,rise; `xai methods list` names them")
-    if again and any(isinstance(one, Given) for one in found):
-        raise error("what this metric judges", "a method that it can run again", "finished maps",
-                    "Name the method itself")
-    return tuple(found)
-
-
-def named(method: Attribution) -> str:
-    """The method as a person writes it, with what differs from its defaults."""
-    changed = [f"{f.name}={getattr(method, f.name)}" for f in dataclasses.fields(method)
-               if getattr(method, f.name) != f.default]
-    return f"{FROM}{method.folder}" if isinstance(method, Given) else \
-        f"{method.name()}({', '.join(changed)})" if changed else method.name()
+def several_targets(name: str, count: int) -> XaiError:
+    """The error for a metric that is asked about several targets at once."""
+    return error(f"the target of {name}", "one", f"{count} at once", "Run it once for each")
 
 
 def total(passes: Sequence[Passes]) -> Passes:
     """The sum of several."""
     return Passes(sum(one.forwards for one in passes), sum(one.backwards for one in passes))
-
-
-def _problems(methods: Sequence[Attribution], model: Model) -> dict[Attribution, XaiError]:
-    found: dict[Attribution, XaiError] = {}
-    for method in methods:
-        try:
-            method.check(model)
-        except XaiError as problem:
-            found[method] = problem
-    return found
 
 
 def _plain(value: Tensor | float) -> float | None:

@@ -23,10 +23,10 @@ from xai.ask import (
     targets_of,
 )
 from xai.attribution import Attribution, Sheet, attribute, sheets_of
+from xai.controls import named
 from xai.errors import XaiError, error
 from xai.images import Images, load_images
 from xai.job import Job, chunks, run_id
-from xai.metric import named
 from xai.model import Model
 from xai.result import Failure, Result, Run, atomic_folder, check_place
 from xai.subject import Subject, as_model

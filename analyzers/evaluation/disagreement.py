@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from xai.analyzer import Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
+from xai.controls import named
 from xai.errors import XaiError, error
-from xai.metric import Case, Metric, Score, Scored, case_of, named, sound, total
+from xai.metric import ROWS, Case, Metric, Score, Scored, case_of, total
 from xai.model import Model
 from xai.panels import AnyPanel, Axis, Column, Matrix, Table, Text
 from xai.result import Verdict
-from xai.statistics import interval, spearman
+from xai.statistics import interval, ranks
 from xai.subject import Subject
 
 
@@ -73,24 +74,38 @@ class Disagreement(Metric):
             pairs.add(batch, subject)
         yield from pairs.panels(subject.seed)
 
-    def between(self, one: Case, two: Case) -> Scored:
+    def seen(self, case: Case) -> Seen:
+        """What is compared of the maps of one method, worked out once for all pairs."""
+        count, size = max(1, round(self.top * case.shown[0].numel())), case.shown.shape[-2:]
+        placed = torch.stack([ranks(one.flatten()) for one in case.shown])
+        placed = placed - placed.mean(1, keepdim=True)
+        top = torch.stack([set_of(case, i, count) for i in range(len(case.shown))])
+        signs = torch.stack([_enlarged(one, size).sign().flatten() for one in case.raw])
+        return Seen(placed, top, signs, (case.raw < 0).flatten(1).any(1), case.sound(), count)
+
+    def between(self, one: Seen, two: Seen) -> Scored:
         """How far the maps of two methods agree on each picture of their batch; NaN where a map is flat or not finite.
         """
-        count = max(1, round(self.top * one.shown[0].numel()))
-        size = one.shown.shape[-2:]
-        found: dict[str, list[float]] = {name: [] for name in self.scores}
-        for i in range(len(one.shown)):
-            first, second = (set_of(case, i, count) for case in (one, two))
-            both = first & second
-            a, b = (_enlarged(case.raw[i], size) for case in (one, two))
-            signed = all(bool((case.raw[i] < 0).any()) for case in (one, two))
-            found["rank"].append(spearman(one.shown[i], two.shown[i]))
-            found["overlap"].append(float(both.sum()) / count)
-            same = both & (a.sign().flatten() == b.sign().flatten())
-            found["signs"].append(float(same.sum()) / count if signed else float("nan"))
-        good = sound(one.raw) & sound(two.raw)
-        return Scored({name: torch.tensor(values, dtype=torch.float64).masked_fill(~good, torch.nan)
-                       for name, values in found.items()})
+        both = one.top & two.top
+        same = (both & (one.signs == two.signs)).sum(1).double() / one.count
+        size = (one.ranks.square().sum(1) * two.ranks.square().sum(1)).sqrt()  # 0 where a map is the same everywhere
+        found = {"rank": (one.ranks * two.ranks).sum(1) / size, "overlap": both.sum(1).double() / one.count,
+                 "signs": same.masked_fill(~(one.signed & two.signed), torch.nan)}
+        good = one.good & two.good
+        return Scored({name: values.masked_fill(~good, torch.nan) for name, values in found.items()})
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of the maps of one method: centred ranks, (n, H * W); the top pixels and the signs, alike; which maps
+    have negative values, and which are maps at all, (n,); how many pixels are the top."""
+
+    ranks: Tensor
+    top: Tensor
+    signs: Tensor
+    signed: Tensor
+    good: Tensor
+    count: int
 
 
 def set_of(case: Case, i: int, count: int) -> Tensor:
@@ -133,13 +148,14 @@ class _Pairs:
             if k not in self.problems:
                 try:
                     cases[k] = case_of(method, batch, bound)
-                    self.unsound[k] += int((~sound(cases[k].raw)).sum())
+                    self.unsound[k] += int((~cases[k].sound()).sum())
                 except XaiError as problem:
                     self.problems[k] = problem
         if len(self.methods) - len(self.problems) < 2:
             raise next(iter(self.problems.values()))
+        seen = {k: self.metric.seen(case) for k, case in cases.items()}
         for pair in combinations(sorted(cases), 2):
-            for name, values in self.metric.between(*(cases[k] for k in pair)).values.items():
+            for name, values in self.metric.between(*(seen[k] for k in pair)).values.items():
                 self.found.setdefault(pair, {}).setdefault(name, []).append(values)
 
     def panels(self, seed: int) -> Iterator[AnyPanel | Verdict]:
@@ -162,10 +178,11 @@ class _Pairs:
         yield Table(key="pairs", title="Agreement of every two methods", rows=tuple(rows), columns=tuple(
             Column(word) for word in ("method", "other", "score", "mean", "low", "high", "pictures")),
             note=f"Means with 95 % intervals (bootstrap over pictures). By chance {self.metric.top:.0%} overlap.")
-        yield Table(key="by_picture", title="Picture by picture", columns=tuple(
-            Column(word) for word in ("picture", "method", "other", *self.metric.scores)), rows=tuple(
-            (picture, labels[a], labels[b], *(_plain(float(by_name[name][i])) for name in self.metric.scores))
-            for i, picture in enumerate(self.pictures) for (a, b), by_name in kept.items()))
+        if len(kept) * len(self.pictures) <= ROWS:
+            yield Table(key="by_picture", title="Picture by picture", columns=tuple(
+                Column(word) for word in ("picture", "method", "other", *self.metric.scores)), rows=tuple(
+                (picture, labels[a], labels[b], *(_plain(float(by_name[name][i])) for name in self.metric.scores))
+                for i, picture in enumerate(self.pictures) for (a, b), by_name in kept.items()))
         yield from (self._verdict(k, labels[k]) for k in whole)
         yield from (Text(key=f"problem {labels[k]}", title=labels[k], tone="warning", text=str(problem))
                     for k, problem in self.problems.items())

@@ -17,10 +17,10 @@ from xai import seeds
 from xai.analyzer import Analyzer, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
-from xai.controls import CONTROLS, Control, Given
+from xai.controls import CONTROLS, Control, Given, methods_of, named, problems_of
 from xai.errors import XaiError, error
 from xai.images import Image, Images
-from xai.metric import case_of, methods_of, named, sound, total
+from xai.metric import case_of, total
 from xai.model import Model
 from xai.panels import AnyPanel, Axis, Column, Matrix, Picture, Table, Text
 from xai.result import Verdict
@@ -110,14 +110,16 @@ class GridPointing(Analyzer):
     def check(self, model: Model) -> None:
         """Raise XaiError where the model cannot do what this and the methods need."""
         super().check(model)
-        for method in self.judged():
-            method.check(model)
+        problems = problems_of(self.judged(), model)
+        if len(problems) == len(self.judged()):
+            raise next(iter(problems.values()))
         if self.setting == FULL:
             model.need("gradients")
 
     def passes(self, model: Model) -> Passes:
         """The most for one picture: a grid for each."""
-        each = total([method.passes(model) for method in self.judged()])
+        problems = problems_of(self.judged(), model)
+        each = total([method.passes(model) for method in self.judged() if method not in problems])
         many, commons = len(self.heads()), len(self.heads()) if self.setting == FULL else 1
         return Passes(commons + many * each.forwards, many * each.backwards)
 
@@ -128,7 +130,9 @@ class GridPointing(Analyzer):
             raise error("the pictures", "given for grids", "none", "Name a folder with --data")
         cells = self._cells(model, subject, images)
         drawn = self._drawn(cells, subject.seed, len(images))
-        marks = [Marks(one) for one in (*self.judged(), *(c for c in CONTROLS if c not in self.judged()))]
+        problems = problems_of(self.judged(), model)
+        marks = [Marks(one, problem=problems.get(one))
+                 for one in (*self.judged(), *(c for c in CONTROLS if c not in self.judged()))]
         if drawn:
             chunk = max(1, model.chunk(subject.memory_bytes) // self.side**2)
             for first in range(0, len(drawn), chunk):
@@ -206,11 +210,13 @@ class GridPointing(Analyzer):
                     except XaiError as problem:
                         mark.problem = mark.problem or problem
                         continue
-                    for k, good in enumerate(sound(case.raw).tolist()):
+                    for k, good in enumerate(case.sound().tolist()):
                         rows[id(mark)][k].append(share(case.shown[k], region) if good else 0.0)
         for mark in marks:
             if mark.problem is None:
                 mark.found += rows[id(mark)]
+            else:
+                mark.found.clear()
         if all(mark.problem is not None for mark in marks if not isinstance(mark.method, Control)):
             raise next(mark.problem for mark in marks if mark.problem is not None)
 

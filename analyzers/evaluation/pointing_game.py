@@ -13,7 +13,7 @@ from torch import Tensor
 from analyzers.evaluation._regions import original_region, regions, share
 from xai.analyzer import param
 from xai.errors import error
-from xai.metric import Case, Metric, Score, Scored, sound
+from xai.metric import Case, Metric, Score, Scored
 from xai.panels import shown
 from xai.preprocessing import Frame
 
@@ -88,7 +88,7 @@ class PointingGame(Metric):
         """Three numbers a picture, NaN where there is no region; traces: hit and class."""
         count = len(case.raw)
         values = {name: torch.full((count,), torch.nan, dtype=torch.float64) for name in ("hit", "energy", "chance")}
-        good = sound(case.raw)
+        good = case.sound()
         for i, region in enumerate(regions(case)):
             image = case.batch.images[i]
             there = original_region(image) if region is not None else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from analyzers.evaluation._regions import regions, share
 from xai.analyzer import param
-from xai.metric import Case, Metric, Score, Scored, sound
+from xai.metric import Case, Metric, Score, Scored
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RelevanceAccuracy(Metric):
     def score(self, case: Case) -> Scored:
         """Three numbers a picture, NaN where no region is known or left."""
         values = {name: torch.full((len(case.raw),), torch.nan, dtype=torch.float64) for name in self.scores}
-        good = sound(case.raw)
+        good = case.sound()
         for i, region in enumerate(regions(case)):
             if region is None:
                 continue

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from analyzers.evaluation._contours import best, largest, outlines
 from analyzers.evaluation._regions import regions
 from xai.analyzer import param
-from xai.metric import Case, Metric, Score, Scored, sound
+from xai.metric import Case, Metric, Score, Scored
 from xai.panels import Axis, shown
 
 DELTAS = (0.3, 0.5, 0.7)
@@ -80,7 +80,7 @@ class WSOL(Metric):
 
     def score(self, case: Case) -> Scored:
         """The mean IoU of each picture; traces: the IoU at each threshold, and the pixels' histograms."""
-        levels, good = self.levels(), sound(case.raw)
+        levels, good = self.levels(), case.sound()
         bins = len(np.arange(0, 1, self.pixel_step)) + 2
         one, all_of, pixels = (torch.full((len(case.raw), k), torch.nan, dtype=torch.float64)
                                for k in (len(levels), len(levels), 2 * bins))
@@ -134,9 +134,11 @@ def unit(values: Floats) -> Floats:
 def true_boxes(case: Case, i: int, region: Tensor | None) -> npt.NDArray[np.int64]:
     """(k, 4) x0, y0, x1, y1 of the last pixels that are held, in whole pixels of the input; none may be left."""
     none, (height, width) = np.zeros((0, 4), dtype=np.int64), case.shown.shape[1:]
-    found = case.batch.boxes(i)
+    found, image = case.batch.boxes(i), case.batch.images[i]
     if region is None:
         return none
+    if image.boxes is not None and image.difficult is not None:  # crowds and the like are no single object
+        found = case.batch.frames[i].boxes_to_input(image.boxes[~image.difficult], height, width)
     if found is None:
         y, x = np.nonzero(region.numpy())
         return np.array([[x.min(), y.min(), x.max(), y.max()]], dtype=np.int64)
