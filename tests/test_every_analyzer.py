@@ -203,7 +203,7 @@ def analyzer(name: str) -> Any:
 def few(name: str) -> dict[str, int]:
     """Its counts, made small: three or the least that is allowed, of samples twice that."""
     return {f.name: max(FEW, (1 + (f.name == "samples")) * int(f.metadata.get("low") or 0))
-            for f in dataclasses.fields(CLASSES[name]) if type(f.default) is int and f.default > 10}
+            for f in dataclasses.fields(CLASSES[name]) if type(f.default) is int and f.default > 7}
 
 
 def settings(name: str) -> dict[str, str]:
@@ -365,7 +365,7 @@ def test_the_same_seed_gives_the_same_numbers_and_random_ones_follow_the_seed(
 
 
 @every_mapper
-@pytest.mark.parametrize("head", ["pooled", "flat"])
+@pytest.mark.parametrize("head", ["pooled", pytest.param("flat", marks=pytest.mark.slow)])
 def test_a_map_does_not_depend_on_what_else_is_in_the_batch(name: str, head: str) -> None:
     pictures = images(5)
     together = in_chunks(name, pictures, 5, head)

@@ -30,7 +30,8 @@ class RISE(Perturbation):
     S = 1 / (N p) sum_i (y_i - mean y) M_i, y_i the score of b + M_i (x - b); M_i a grid of cells that are 1 with
     probability p, enlarged bilinearly and shifted at random. estimator "paper" leaves the mean of y in, which adds to
     the map only how often each pixel was shown. By default each mask also shows the same number of cells, so that this
-    number cannot move the score. The map is made from the even and from the odd masks too: when both halves together
+    number cannot move the score; what no score depends on then lies a constant below zero, which is no evidence against
+    the class. The map is made from the even and from the odd masks too: when both halves together
     are expected to rank the pixels as another run would (Spearman's correlation r of the halves, 2 r / (1 + r) of the
     whole, as Spearman and Brown have it) up to `agree`, no more masks are asked. estimator "paper" asks all of them.
 
