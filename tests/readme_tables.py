@@ -44,7 +44,7 @@ def methods() -> str:
 def shipped() -> str:
     """One row a shipped model, from its card; accuracies as the card holds them."""
     lines = [
-        "| model | what | parameters | file | top-1 held out | top-1 validation |",
+        "| model | what | parameters | file | top-1 or PSNR held out | validation |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in shipped_models.SHIPPED:
@@ -62,6 +62,11 @@ def accuracy(measured: dict[str, Any] | None) -> str:
     """What a card says of one set of photographs, with the 95 % interval where it has one."""
     if measured is None:
         return "not measured"
+    if "psnr" in measured:  # of pictures
+        plain = measured.get("against", measured.get("bicubic", measured.get("noisy")))
+        gain = (f", {measured['gain']:+.2f} ({measured['low']:+.2f} to {measured['high']:+.2f})"
+                if "gain" in measured else "")
+        return f"{measured['psnr']:.2f} dB against {plain:.2f}{gain} of {measured['n']:,}"
     interval = f" ({100 * measured['low']:.1f} to {100 * measured['high']:.1f})" if "low" in measured else ""
     return f"{100 * measured['accuracy']:.1f} %{interval} of {measured['n']:,}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xai.fast import Pointwise, fast_form
@@ -77,3 +78,27 @@ def test_pointwise_convolutions_give_the_same_values_and_gradients(
 def test_double_precision_keeps_its_plain_convolutions() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1)).double().eval()
     assert type(fast_form(net, noise(1, 3, 4, 4).double()).module[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("spelled", ["module", "function"])
+def test_a_gradient_through_an_instance_norm_is_the_networks_own(spelled: str) -> None:
+    """torch reads a channels-last gradient of its output as if it were contiguous; the squares make it one."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.norm, self.two = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            x = self.norm(x) if spelled == "module" else F.instance_norm(x)
+            return self.two(x).square().mean((2, 3))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, x = Normed().double().eval(), torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    fast = fast_form(network, x[:1]).module
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    ours, own = (torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0]
+                 for net, leaf in zip((fast, network), leaves, strict=True))
+    assert_close(ours, own, rtol=1e-4, atol=1e-6)

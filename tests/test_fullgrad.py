@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from analyzers.attribution.fullgrad import FullGrad, spread
+from analyzers.attribution.fullgrad import FullGrad
 from xai.analyzer import Maps
 from xai.batch import Batch
 from xai.errors import XaiError
 from xai.images import load_images
 from xai.model import Model
 from xai.panels import Number
+from xai.spread import spread
 from xai.subject import Subject
 from xai.targets import Target
 

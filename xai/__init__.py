@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from xai.images import Image as Image
     from xai.images import Images as Images
     from xai.images import load_images as load_images
+    from xai.linear import linearize as linearize
     from xai.model import Model as Model
     from xai.result import Result as Result
     from xai.run import Explanation as Explanation
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "XaiError": "xai.errors", "Image": "xai.images", "Images": "xai.images", "load_images": "xai.images",
+    "linearize": "xai.linear",
     "Model": "xai.model", "Result": "xai.result", "Explanation": "xai.run", "explain": "xai.run", "analyze": "xai.run",
     "Subject": "xai.subject", "Target": "xai.targets", "load": "xai.zoo.loading",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from xai.layers import LayerView
 from xai.model import Model
 from xai.modules import kept
 from xai.resolver import list_layers
+from xai.rules import MULTI_HEAD
 from xai.targets import Bound
 from xai.trace import redrawn
 
@@ -26,18 +26,6 @@ SOFTMAXES = frozenset({torch.softmax, torch.Tensor.softmax, F.softmax, torch.spe
 ROOM = 1 << 28  # bytes of attention matrices that may stand in memory at once
 WANTED = "a transformer whose every self-attention runs over all patches of the picture, as this method needs"
 INSTEAD = "Use gradcam, or another method that reads no attention (`xai methods list`)"
-
-
-def _open() -> Callable[..., Any]:
-    """torch's own multi-head attention with its door to function modes shut, so that a mode sees what is inside it."""
-    own = F.multi_head_attention_forward
-    seen = {**own.__globals__, "has_torch_function": lambda tensors: False}
-    made = types.FunctionType(own.__code__, seen, own.__name__, own.__defaults__, own.__closure__)
-    made.__kwdefaults__ = own.__kwdefaults__
-    return made
-
-
-_MULTI_HEAD = _open()
 
 
 def attend(query: Tensor, key: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False,
@@ -108,7 +96,7 @@ class Watch(TorchFunctionMode):
         self._inside = query.shape[1] if query.ndim == 3 else 1
         try:
             with self:
-                return _MULTI_HEAD(*args, **kwargs)
+                return MULTI_HEAD(*args, **kwargs)
         finally:
             self._inside = None
 

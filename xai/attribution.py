@@ -59,7 +59,7 @@ class Attribution(Analyzer):
     def divided(self, by: int) -> Attribution:
         """The same method with so many times less effort (steps or samples), for checks; itself where it has none to
         spare. Raises XaiError where that is no method."""
-        less = {f.name: max(int(f.metadata.get("low") or 1), getattr(self, f.name) // by)
+        less = {f.name: max(int(f.metadata.get("low", 1)), getattr(self, f.name) // by)
                 for f in dataclasses.fields(self) if f.name in self.effort and by > 1}
         return dataclasses.replace(self, **less)
 

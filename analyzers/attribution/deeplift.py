@@ -18,18 +18,19 @@ from xai.baselines import baseline, check_baseline
 from xai.batch import Batch
 from xai.errors import error
 from xai.model import Model
+from xai.rules import CLAMPS, NORMS, RELUS, SIGMOIDS, THROUGH_ZERO, Opened, Rule, depends
 from xai.targets import Bound
 
-CURVES: tuple[way.Rule, ...] = (
-    *way.RELUS, *way.CLAMPS, *way.SIGMOIDS, *way.THROUGH_ZERO, F.leaky_relu, torch.prelu, F.prelu, F.softplus,
+CURVES: tuple[Rule, ...] = (
+    *RELUS, *CLAMPS, *SIGMOIDS, *THROUGH_ZERO, F.leaky_relu, torch.prelu, F.prelu, F.softplus,
     F.logsigmoid, F.threshold, F.hardshrink, F.softshrink, torch.exp, Tensor.exp, torch.log, Tensor.log, torch.sqrt,
     Tensor.sqrt, torch.rsqrt, Tensor.rsqrt, torch.square, Tensor.square, torch.pow, Tensor.pow, torch.reciprocal,
     Tensor.reciprocal, torch.abs, Tensor.abs, torch.erf, Tensor.erf,
 )
-SWAPPED: tuple[way.Rule, ...] = (Tensor.__rdiv__, Tensor.__rtruediv__)
+SWAPPED: tuple[Rule, ...] = (Tensor.__rdiv__, Tensor.__rtruediv__)
 
 
-class _Pairs(way.Opened):
+class _Pairs(Opened):
     """Rescale rules for stacked rows: first the pictures, then their baselines, in the same order."""
 
     method, instead = "deeplift", "integrated_gradients"
@@ -38,7 +39,7 @@ class _Pairs(way.Opened):
         super().__init__()
         self.answer(CURVES, self._curve)
         self.answer(SWAPPED, self._swapped)
-        self.answer(way.NORMS, self._norm)
+        self.answer(NORMS, self._norm)
         self.answer((F.log_softmax, torch.log_softmax, Tensor.log_softmax), self._log_softmax)
         self.table |= {F.max_pool2d: self._max_pool, F.adaptive_max_pool2d: self._adaptive_max_pool}
 
@@ -58,23 +59,23 @@ class _Pairs(way.Opened):
             slope = torch.where(small, torch.autograd.grad(curve(leaf).sum(), leaf)[0], slope)
         return way.carry(z * torch.cat([slope, slope]), value)
 
-    def bilinear(self, func: way.Rule, a: Tensor, b: Tensor) -> Tensor:
+    def bilinear(self, func: Rule, a: Tensor, b: Tensor) -> Tensor:
         """The rise of a product, shared evenly by its factors: each one's rise times the other's mean of x and b."""
         carrier = func(a, _middle(b)) + func(_middle(a), b)
         return way.carry(carrier, func(a.detach(), b.detach()))
 
-    def quotient(self, func: way.Rule, a: Any, b: Any, **kwargs: Any) -> Tensor:
+    def quotient(self, func: Rule, a: Any, b: Any, **kwargs: Any) -> Tensor:
         """a times the reciprocal of b."""
         if kwargs.get("rounding_mode") is not None:
             raise ValueError("rounded")
-        return self.product(torch.mul, a, self.secant(torch.reciprocal, b)) if way.depends(b) else func(a, b)
+        return self.product(torch.mul, a, self.secant(torch.reciprocal, b)) if depends(b) else func(a, b)
 
     def softmax(self, x: Tensor, dim: int) -> Tensor:
         """exp, sum, reciprocal, product; one constant is taken off a picture and its baseline alike."""
         _, powers = self._powers(x, dim)
         return self.bilinear(torch.mul, powers, self.secant(torch.reciprocal, powers.sum(dim, keepdim=True)))
 
-    def _log_softmax(self, func: way.Rule, x: Tensor, dim: int, **kwargs: Any) -> Tensor:
+    def _log_softmax(self, func: Rule, x: Tensor, dim: int, **kwargs: Any) -> Tensor:
         lowered, powers = self._powers(x, dim)
         return lowered - self.secant(torch.log, powers.sum(dim, keepdim=True))
 
@@ -87,29 +88,29 @@ class _Pairs(way.Opened):
         """Square, mean, inverse root."""
         return self.secant(torch.rsqrt, self.secant(torch.square, x).mean(tuple(dims), keepdim=True) + eps)
 
-    def _curve(self, func: way.Rule, x: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if way.depends([*args, *kwargs.values()]) or not isinstance(x, Tensor):
+    def _curve(self, func: Rule, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if depends([*args, *kwargs.values()]) or not isinstance(x, Tensor):
             raise ValueError("with two arguments that depend on the picture")
         kwargs.pop("inplace", None)
         plain = {torch.relu_: torch.relu, Tensor.relu_: torch.relu, F.hardtanh_: F.hardtanh}.get(func, func)
         value = self.secant(lambda z: plain(z, *args, **kwargs), x)
         return x.copy_(value) if plain is not func else value
 
-    def _swapped(self, func: way.Rule, x: Tensor, over: Any) -> Tensor:
+    def _swapped(self, func: Rule, x: Tensor, over: Any) -> Tensor:
         return self.product(torch.mul, over, self.secant(torch.reciprocal, x))
 
-    def _norm(self, func: way.Rule, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *,
+    def _norm(self, func: Rule, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *,
               ord: Any = 2, dtype: Any = None) -> Tensor:
         if p not in (2, "fro") or ord != 2 or dim is None:
             raise ValueError("of another order, or over everything")
         return self.secant(torch.sqrt, self.secant(torch.square, x).sum(dim, keepdim=keepdim))
 
-    def _max_pool(self, func: way.Rule, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    def _max_pool(self, func: Rule, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                   dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False) -> Any:
         found = F.max_pool2d(x.detach(), kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
         return self._pooled(x, *found, return_indices)
 
-    def _adaptive_max_pool(self, func: way.Rule, x: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    def _adaptive_max_pool(self, func: Rule, x: Tensor, output_size: Any, return_indices: bool = False) -> Any:
         return self._pooled(x, *F.adaptive_max_pool2d(x.detach(), output_size, return_indices=True), return_indices)
 
     def _pooled(self, x: Tensor, value: Tensor, places: Tensor, with_places: bool) -> Any:

@@ -19,6 +19,7 @@ from xai.errors import error
 from xai.layers import inside_backward
 from xai.model import Model
 from xai.panels import Number, View
+from xai.spread import spread
 from xai.targets import Bound
 
 CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
@@ -190,16 +191,3 @@ def _intercept(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 def _refused(got: str) -> Exception:
     allowed = "piecewise linear for fullgrad: convolutions, batch norm, linear layers, elementwise activations"
     return error("the network", allowed, f"one with {got}", "Use hirescam or integrated_gradients")
-
-
-def spread(values: Tensor, size: tuple[int, ...], keep_sum: bool) -> Tensor:
-    """(n, h, w) -> (n, H, W), bilinear (align_corners=False); keep_sum: a cell's value is shared out, not repeated."""
-    for axis, length in ((1, size[0]), (2, size[1])):
-        here = values.shape[axis]
-        if here != length:
-            cells = torch.eye(here, dtype=values.dtype, device=values.device)[:, None]
-            weights = F.interpolate(cells, size=length, mode="linear" if here < length else "area")[:, 0]
-            if keep_sum:
-                weights = weights / weights.sum(1, keepdim=True)
-            values = torch.tensordot(values, weights, ([axis], [0])).movedim(-1, axis)
-    return values

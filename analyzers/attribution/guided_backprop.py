@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analyzers.attribution._gradients import REDUCTIONS, as_map, wide
-from analyzers.attribution._propagation import CLAMPS, RELUS, SIGMOIDS, THROUGH_ZERO, Rule, Rules
 from xai.analyzer import Maps, Passes, param
 from xai.attribution import Attribution
 from xai.batch import Batch
 from xai.errors import error
 from xai.model import Model
 from xai.panels import Text, View
+from xai.rules import CLAMPS, RELUS, SIGMOIDS, THROUGH_ZERO, Rule, Rules
 from xai.targets import Bound
 
 

@@ -18,6 +18,7 @@ from xai.batch import Batch
 from xai.errors import error
 from xai.model import Model
 from xai.panels import AnyPanel, Number, Text
+from xai.rules import CLAMPS, SIGMOIDS, THROUGH_ZERO, Opened, Rule, depends
 from xai.targets import Bound
 
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,
@@ -29,7 +30,7 @@ Box = tuple[Tensor, Tensor] | None
 COMPOSITES = ("epsilon_gamma_box", "epsilon_gamma", "epsilon_plus", "epsilon")
 
 
-class _Relevance(way.Opened):
+class _Relevance(Opened):
     """Rules under which (value x gradient) is relevance: R_in = sum over outputs of (share of the input in z) R_out.
 
     Each weighted sum z is answered by lin * (z / zr), zr the sum that the rule shares by, lin its part that comes from
@@ -43,23 +44,23 @@ class _Relevance(way.Opened):
         self.rule, self.epsilon, self.gamma, self.box, self.leaf = rule, epsilon, gamma, box, leaf
         self.absorbed, self.boxed = 0.0, False
         self.answer((F.linear, *CONVOLUTIONS), self._weighted)
-        self.answer(way.SIGMOIDS, self._gate)
+        self.answer(SIGMOIDS, self._gate)
         self.answer(SHIFTS, self._shifted)
         self.table |= {Tensor.add_: self.written(torch.add), Tensor.sub_: self.written(torch.sub)}
         self.answer(JOINS, self._joined)
-        self.answer((*way.THROUGH_ZERO, *way.CLAMPS), self._curve)
+        self.answer((*THROUGH_ZERO, *CLAMPS), self._curve)
         self.answer((F.batch_norm,), self._batch_norm)
 
     def _tally(self, kept: Tensor) -> None:
         self.absorbed += wide(kept).sum().item()
 
-    def bilinear(self, func: way.Rule, a: Tensor, b: Tensor) -> Tensor:
+    def bilinear(self, func: Rule, a: Tensor, b: Tensor) -> Tensor:
         """Each factor gets half of what the product has."""
         return way.carry((func(a, b.detach()) + func(a.detach(), b)) / 2, func(a.detach(), b.detach()))
 
-    def quotient(self, func: way.Rule, a: Any, b: Any, **kwargs: Any) -> Any:
+    def quotient(self, func: Rule, a: Any, b: Any, **kwargs: Any) -> Any:
         """A divisor is a constant."""
-        return func(a, b.detach() if way.depends(b) else b, **kwargs)
+        return func(a, b.detach() if depends(b) else b, **kwargs)
 
     def softmax(self, x: Tensor, dim: int) -> Tensor:
         """Attention weights are constants: relevance goes to the values that they mix."""
@@ -74,32 +75,32 @@ class _Relevance(way.Opened):
         x = x if weight is None else x * weight
         return x if bias is None else way.carry(x, x + bias, self._tally)
 
-    def _gate(self, func: way.Rule, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _gate(self, func: Rule, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """A sigmoid is a gate, and gates are constants: relevance goes to what they let through."""
         return func(x.detach(), *args, **{k: v for k, v in kwargs.items() if k != "inplace"})
 
-    def _curve(self, func: way.Rule, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _curve(self, func: Rule, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """An activation with f(0) = 0 hands back what it is given: it is x times f(x) / x."""
         kwargs.pop("inplace", None)
         plain = x.detach()
         away = torch.where(plain.abs() < 1e-6, torch.full_like(plain, 1e-6), plain)
         return way.carry(x * (func(away, *args, **kwargs) / away), func(plain, *args, **kwargs), self._tally)
 
-    def _shifted(self, func: way.Rule, a: Any, b: Any, **kwargs: Any) -> Any:
+    def _shifted(self, func: Rule, a: Any, b: Any, **kwargs: Any) -> Any:
         """A constant that is added keeps its part."""
-        if way.depends(a) and way.depends(b):
+        if depends(a) and depends(b):
             return func(a, b, **kwargs)
-        free = (v if way.depends(v) else torch.zeros_like(v) if isinstance(v, Tensor) else 0 for v in (a, b))
+        free = (v if depends(v) else torch.zeros_like(v) if isinstance(v, Tensor) else 0 for v in (a, b))
         return way.carry(func(*free, **kwargs), func(a, b, **kwargs), self._tally)
 
-    def _joined(self, func: way.Rule, parts: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+    def _joined(self, func: Rule, parts: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
         """Constants that are joined (class tokens) keep their part."""
-        if all(way.depends(p) for p in parts):
+        if all(depends(p) for p in parts):
             return func(parts, *args, **kwargs)
-        free = [p if way.depends(p) else torch.zeros_like(p) for p in parts]
+        free = [p if depends(p) else torch.zeros_like(p) for p in parts]
         return way.carry(func(free, *args, **kwargs), func(parts, *args, **kwargs), self._tally)
 
-    def _batch_norm(self, func: way.Rule, x: Tensor, mean: Tensor | None, var: Tensor | None,
+    def _batch_norm(self, func: Rule, x: Tensor, mean: Tensor | None, var: Tensor | None,
                     weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
                     momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
         if training or mean is None or var is None:
@@ -107,10 +108,10 @@ class _Relevance(way.Opened):
         scaled = func(x, torch.zeros_like(mean), var, weight, None, False, momentum, eps)
         return way.carry(scaled, func(x, mean, var, weight, bias, False, momentum, eps), self._tally)
 
-    def _weighted(self, func: way.Rule, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any,
+    def _weighted(self, func: Rule, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any,
                   **kwargs: Any) -> Tensor:
         """A linear layer or convolution, by the rule that the composite has for it."""
-        if way.depends(weight) or way.depends(bias):
+        if depends(weight) or depends(bias):
             raise ValueError("with weights that depend on the picture")
         value = func(x.detach(), weight, bias, *args, **kwargs)
 

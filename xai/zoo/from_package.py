@@ -49,7 +49,11 @@ def _from_card(found: dict[str, Any] | None) -> list[str]:
         return []
     notes = [found["data"]["terms"]] if "terms" in found.get("data", {}) else []
     measured = found.get("validation")
-    if measured is not None:
+    if measured is not None and "psnr" in measured:
+        gain, low, high = (f"{measured[key]:+.2f}" for key in ("gain", "low", "high"))
+        notes.insert(0, f"PSNR {measured['psnr']:.2f} dB over {measured['n']:,} validation pictures, {gain} dB against "
+                        f"{measured['against_what']} (95 % interval {low} to {high})")
+    elif measured is not None:
         share, low, high = (f"{100 * measured[key]:.1f}" for key in ("accuracy", "low", "high"))
         notes.insert(0, f"top-1 {share} % of {measured['n']:,} validation pictures (95 % interval {low} to {high})")
     return notes

@@ -19,7 +19,8 @@ FOLDER = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class Shipped:
-    """An entry of the register. factory: `module:function` of `num_classes`; size, classes: of the architecture."""
+    """An entry of the register. factory: `module:function` of `num_classes`; size, classes: of the architecture; of a
+    network whose output is a picture `classes` counts its channels, and its card names none (`labels` is empty)."""
 
     factory: str
     summary: str
@@ -39,6 +40,24 @@ SHIPPED: dict[str, Shipped] = {
         "small residual network for rendered scenes whose evidence is known, 64x64 pixels, 10 glyphs",
         (64, 64),
         10,
+    ),
+    "espcn-x2": Shipped(
+        "xai.zoo.nets.espcn:espcn_x2",
+        "sub-pixel convolutional network that makes a picture twice as large",
+        (64, 64),
+        3,
+    ),
+    "espcn-x3": Shipped(
+        "xai.zoo.nets.espcn:espcn_x3",
+        "sub-pixel convolutional network that makes a picture three times as large",
+        (64, 64),
+        3,
+    ),
+    "denoiser": Shipped(
+        "xai.zoo.nets.denoiser:denoiser",
+        "small residual network that takes Gaussian noise of standard deviation 25/255 off a picture",
+        (64, 64),
+        3,
     ),
 }
 

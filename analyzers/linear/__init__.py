@@ -1,0 +1,1 @@
+"""The network as the linear system that it is for one input."""
