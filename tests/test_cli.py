@@ -36,6 +36,7 @@ from tests.command_line import (
     unfinished,
 )
 from xai import catalog, cli
+from xai.zoo.shipped import SHIPPED
 
 CPU = ["--device", "cpu"]
 CODE = "import sys; sys.argv[0] = 'xai'; import xai.cli as cli; {}; code = cli.main(); {}; sys.exit(code)"
@@ -537,9 +538,9 @@ def test_a_reader_that_hangs_up_sees_no_traceback(tmp_path: Path) -> None:
         ("xai ", {"explain", "analyze", "benchmark", "report", "models", "methods"}),
         ("xai explain --method gradcam", {"gradcam", "gradcam_plusplus"}),
         ("xai analyze smo", {"smoothgrad"}),
-        ("xai explain --model xai:", {"xai:photo20", "xai:planted"}),
+        ("xai explain --model xai:", {f"xai:{name}" for name in SHIPPED}),
         ("xai explain a.png --prec", {"--precision"}),
-        ("xai models ", {"list", "info"}),
+        ("xai models ", {"list", "info", "explore", "diagram"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

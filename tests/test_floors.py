@@ -35,16 +35,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.sampler",),
     ("xai.baselines", "xai.frozen"),
     ("xai.attention",),
-    ("xai.reach", "xai.tail"),
+    ("xai.reach", "xai.tail", "xai.diagram", "xai.explore*"),
     ("xai.zoo*",),
     ("xai.model",),
     ("xai.batch",),
     ("xai.fast", "xai.resolver", "xai.compiled"),
-    ("xai.layouts", "xai.graph", "xai.windows"),
-    ("xai.layers", "xai.heads", "xai.torchvision_import", "xai.trace", "xai.segments"),
+    ("xai.layouts", "xai.graph", "xai.windows", "xai.drafts"),
+    ("xai.layers", "xai.heads", "xai.torchvision_import", "xai.trace", "xai.segments", "xai.steps"),
     ("xai.gates", "xai.tangents"),
     ("xai.rules", "xai.spread"),
-    ("xai.outputs", "xai.preprocessing", "xai.planted"),
+    ("xai.outputs", "xai.preprocessing", "xai.planted", "xai.wires", "xai.multiply_adds", "xai.step_words"),
     ("xai.images", "xai.targets"),
     ("xai.image_sources",),
     ("xai.annotations", "xai.scenes"),
@@ -54,12 +54,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.seeds", "xai.health", "xai.provenance", "xai.devices", "xai.modules", "xai.pace",
      "xai.statistics", "xai.shapley", "xai.surrogate"),
     ("xai.result",),
-    ("xai.panels",),
+    ("xai.panels", "xai.circuit"),
     ("xai.errors",),
 )
 FACE = "xai"  # xai/__init__.py re-exports everything, lazily: no floor of its own
 PAGES = "reports"  # a house beside the tower: it sees the record, and the top rooms of the tower see it
-PAGES_MAY_IMPORT = ("xai.result", "xai.panels", "xai.errors")
+PAGES_MAY_IMPORT = ("xai.result", "xai.panels", "xai.circuit", "xai.errors")
 MAY_IMPORT_PAGES = ("xai.cli*", "xai.run")
 EXEMPT = (("xai.result", "_repr_html_"),)  # a notebook draws the page of a result: the one arrow upwards
 # A batch names its model's type, and the evidence those of what it judges: only the type checker follows these arrows.

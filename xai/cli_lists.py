@@ -9,10 +9,14 @@ from typing import Annotated
 import typer
 
 from xai import catalog
+from xai.cli_diagram import models_diagram
+from xai.cli_models import models_explore
 
 models_app = typer.Typer(help="List and describe models.", no_args_is_help=True, rich_markup_mode=None)
 methods_app = typer.Typer(help="List and describe methods.", no_args_is_help=True, rich_markup_mode=None)
+models_app.command("explore")(models_explore)
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+models_app.command("diagram")(models_diagram)
 
 
 @methods_app.command("list")

@@ -41,6 +41,12 @@ SHIPPED: dict[str, Shipped] = {
         (64, 64),
         10,
     ),
+    "tinyvgg": Shipped(
+        "xai.zoo.nets.tinyvgg:tinyvgg",
+        "Tiny VGG for photographs of 10 classes, 64x64 pixels, for `xai models explore`",
+        (64, 64),
+        10,
+    ),
     "espcn-x2": Shipped(
         "xai.zoo.nets.espcn:espcn_x2",
         "sub-pixel convolutional network that makes a picture twice as large",
