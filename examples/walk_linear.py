@@ -79,7 +79,7 @@ def visit(module: str, name: str, mode: str = "gate") -> Row:
         x = torch.randn(1, model.preprocessing.channels, *model.preprocessing.size,
                         generator=torch.Generator().manual_seed(1))
         linear = Linear(model, x, mode)
-        direction = torch.zeros_like(linear.y)
+        direction = torch.zeros(linear.y.shape, dtype=linear.y.dtype)
         direction.view(-1)[int(linear.y.argmax())] = 1
         row, terms = linear.terms(direction)
         gap = linear.gap_of(direction, row, terms)

@@ -49,7 +49,7 @@ def test_votes_and_offset_add_up_on_the_zoo(name: str, precision: str) -> None:
             script("walk_linear").alive(network)
     x = torch.randn(1, 3, *model.preprocessing.size, generator=torch.Generator().manual_seed(1)).to(model.dtype)
     linear = Linear(model, x)
-    direction = torch.zeros_like(linear.y)
+    direction = torch.zeros(linear.y.shape, dtype=linear.y.dtype)
     direction.view(-1)[int(linear.y.argmax())] = 1
     row, terms = linear.terms(direction)
     assert row.any()
