@@ -77,7 +77,7 @@ def cells(found: list[dict[str, float]]) -> list[str]:
 
 
 def rows(spec: str, weights: str | None, images: xai.Images) -> Iterator[tuple[str, int, list[dict[str, float]]]]:
-    """(network, N, what was measured): with its weights, and with weights drawn anew."""
+    """(network, N, what was measured): with its weights, with weights drawn anew, with its values shuffled."""
     def again() -> xai.Model:
         return xai.load(spec, weights=weights) if weights else xai.load(spec)
 

@@ -1,6 +1,6 @@
 """The linear interpreter on every kind of network: y = F x + r on the smallest variant of each of timm's modules.
 
-Run from the root of the checkout (some ten minutes on two cores; a few seconds with --smoke):
+Run from the root of the checkout (a few seconds with --smoke; the largest networks take minutes and some GB each):
 
     python examples/walk_linear.py
 

@@ -51,7 +51,7 @@ def shipped() -> str:
         card = shipped_models.card(name)
         if card is None:
             raise ValueError(f"xai:{name} has no card")
-        size = f"{card['weights']['bytes'] / 1e6:.1f} MB, {card['weights']['dtype']}"
+        size = f"{card['weights']['bytes'] / 1e6:.2g} MB, {card['weights']['dtype']}"
         accuracies = (accuracy(card.get(key)) for key in ("held_out", "validation"))
         cells = (f"`xai:{name}`", card["summary"].rstrip("."), f"{card['parameters']:,}", size, *accuracies)
         lines.append("| " + " | ".join(cells) + " |")

@@ -208,6 +208,51 @@ def test_a_gate_is_held_whichever_side_it_stands_on_and_an_activation_is_not() -
     assert_close(row, slow)
 
 
+@pytest.mark.parametrize("switch", [F.relu, torch.relu_, F.silu, torch.tanh_, F.hardtanh])
+def test_of_two_factors_the_activated_one_is_held(switch: Callable[[Tensor], Tensor]) -> None:
+    """Also where it stands first, and in place: no credit goes to what opens the gate."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.value = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (switch(self.gate(x)) * self.value(x)).mean((2, 3))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, x = Two().double(), picture()
+    linear = xai.linearize(network, x)
+    assert linear.tape.choices == [f"mul: the first factor, of 3x{SIZE}x{SIZE}"]
+    leaf = x.clone().requires_grad_()
+    slow = (switch(network.gate(x)).detach() * network.value(leaf)).mean((2, 3))[0, 0]
+    (expected,) = torch.autograd.grad(slow, leaf)
+    assert_close(linear.transpose(torch.eye(3, dtype=torch.float64)[:1]), expected)
+
+
+def test_a_product_of_three_has_its_tangent() -> None:
+    network = nn.Sequential(net("plain"))
+    network.forward = lambda x: torch.einsum("nchw,nchw,nchw->nc", x, x, x)  # type: ignore[method-assign]
+    x = picture()
+    linear = xai.linearize(network, x)
+    assert_close(linear.transpose(torch.eye(3, dtype=torch.float64)).sum(0)[None], 3 * x.square())
+    assert linear.gap(torch.ones(3, dtype=torch.float64)) < 1e-12
+
+
+def test_rows_that_cannot_be_batched_come_one_by_one() -> None:
+    """A group norm's backward has no batched form where its input lies channels-last."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 3), nn.SiLU(),
+                                nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = picture(dtype=torch.float32)
+    linear, every_one = xai.linearize(network, x, "tangent"), torch.eye(4)
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.autograd.grad(linear._output, linear._leaf, every_one[:, None], retain_graph=True, is_grads_batched=True)
+    assert_close(linear.transpose(every_one, together=True), linear.transpose(every_one, together=False))
+
+
 def test_norms_hold_their_scale_and_keep_their_mean_linear() -> None:
     """Layer norm, by hand."""
     norm = nn.LayerNorm(SIZE).double()

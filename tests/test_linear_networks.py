@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import xai
+from xai.analyzer import param
+from xai.attribution import Attribution
 from xai.linear import COMPLETE, Linear
 from xai.panels import Heatmap, Number
 
@@ -94,3 +97,18 @@ def test_linearscope_shows_what_the_operator_says() -> None:
         assert numbers["votes_sum"] == pytest.approx(float(votes.sum()), rel=1e-3, abs=1e-4)
         assert numbers["votes_sum"] + numbers["offset"] == pytest.approx(score, rel=1e-5)
         assert numbers["completeness"] <= 1e-5
+
+
+def test_its_cheapest_form_for_checks_is_the_map_alone() -> None:
+    cheapest = xai.LinearScope().divided(512)
+    assert (cheapest.classes, cheapest.singular, cheapest.columns) == (0, 0, 0)
+
+
+def test_a_count_without_a_least_value_is_divided_down_to_one() -> None:
+    @dataclass(frozen=True)
+    class Own(Attribution):
+        """Of someone else."""
+
+        steps: int = param(50, "how many")
+
+    assert Own().divided(512).steps == 1

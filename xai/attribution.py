@@ -59,8 +59,8 @@ class Attribution(Analyzer):
     def divided(self, by: int) -> Attribution:
         """The same method with so many times less effort (steps or samples), for checks; itself where it has none to
         spare. Raises XaiError where that is no method."""
-        less = {f.name: max(int(f.metadata.get("low", 1)), getattr(self, f.name) // by)
-                for f in dataclasses.fields(self) if f.name in self.effort and by > 1}
+        least = {f.name: f.metadata.get("low") for f in dataclasses.fields(self) if f.name in self.effort and by > 1}
+        less = {name: max(1 if low is None else int(low), getattr(self, name) // by) for name, low in least.items()}
         return dataclasses.replace(self, **less)
 
     def within(self, work: float, model: Model) -> Attribution | None:

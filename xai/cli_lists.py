@@ -15,8 +15,8 @@ from xai.cli_models import models_explore
 models_app = typer.Typer(help="List and describe models.", no_args_is_help=True, rich_markup_mode=None)
 methods_app = typer.Typer(help="List and describe methods.", no_args_is_help=True, rich_markup_mode=None)
 models_app.command("explore")(models_explore)
-Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 models_app.command("diagram")(models_diagram)
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @methods_app.command("list")

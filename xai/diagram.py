@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from xai import seeds
@@ -43,8 +44,6 @@ def diagram(model: Model, size: tuple[int, int] | None = None) -> Diagram:
 
 
 def _noise(model: Model, size: tuple[int, int]) -> Tensor:
-    import torch
-
     shape = (1, model.preprocessing.channels, *size)
     return torch.randn(shape, generator=seeds.generator(0, "example")).to(model.device, model.dtype)
 
@@ -221,11 +220,8 @@ def _stages(drafts: Sequence[Draft], boxes: Sequence[Box]) -> list[Stage]:
         part = boxes[first : last + 1]
         if frame is not None and (len(part) > 1 or part[0].count > 1):
             blocks = sum(box.count for box in part if box.role == "block")
-            found.append(Stage(_titled(drafts[first].frames), kind_of(frame), first, last, blocks,
+            found.append(Stage(frame.name, kind_of(frame), first, last, blocks,
                                sum(b.parameters for b in part), sum(b.multiply_adds for b in part)))
         first = last + 1
     return found
 
-
-def _titled(frames: Sequence[Call]) -> str:
-    return frames[-1].name

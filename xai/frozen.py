@@ -129,7 +129,7 @@ class Frozen(Opened):
             found = func(*args, **kwargs)
             return found if not isinstance(found, Tensor) else self._curved(func, args, kwargs)
         places = FACTORS.get(name)
-        if places is not None:
+        if places is not None and not (name == "einsum" and len(args) != 3):  # of more factors no one is the other
             both = self.hold(lambda: sum(depends(a) for a in _at(places, args, kwargs)) == 2)
             if not both and not (name in QUOTIENTS and self.hold(lambda: depends(args[1]))):
                 return self._linear(func, name, args, kwargs)
@@ -242,7 +242,7 @@ class Frozen(Opened):
         if self.role == "record" and isinstance(made, Tensor):
             if name in SWITCHES:
                 self._ranks[made] = 2
-            elif name in GATES or name in CLAMPS:
+            elif name.rstrip("_") in ("relu", *GATES) or name in CLAMPS:
                 self._ranks[made] = 1
         return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,19 +96,21 @@ class Linear:
     def transpose(self, directions: Tensor, together: bool | None = None) -> Tensor:
         """F^T u: directions (k, *output), in the shape of y without its first axis -> (k, C, H, W). k backwards of the
         one forward that was recorded; together: in one batch (None: on an accelerator; on a CPU one after the other is
-        as fast or faster, by up to a third, as no row shares anything with another)."""
+        as fast or faster, by up to a third, as no row shares anything with another), as far as every operation of the
+        network has a batched backward."""
         u = directions.detach().to(self.y)
         if u.shape[1:] != self.y.shape[1:]:
             raise error("the directions", f"(k, {', '.join(map(str, self.y.shape[1:]))}), as the output has it",
                         tuple(u.shape), "Give one for each row of F that is wanted")
         back = partial(torch.autograd.grad, self._output, self._leaf, retain_graph=True)
-        if together or (together is None and self.x.device.type != "cpu"):
-            rows = self.model.told(lambda: back(u[:, None], is_grads_batched=True)[0][:, 0], self.x)
-        else:
-            rows = torch.cat([self.model.told(partial(back, one[None]), self.x)[0] for one in u]) if len(u) else (
-                self.x.new_zeros(0, *self.x.shape[1:]))
+        rows: Tensor | None = None
+        if len(u) > 1 and (self.x.device.type != "cpu" if together is None else together):
+            with contextlib.suppress(RuntimeError):  # also where memory is too little for all of them
+                rows = back(u[:, None], is_grads_batched=True)[0][:, 0]
+        if rows is None:
+            rows = torch.cat([self.x[:0], *(self.model.told(partial(back, one[None]), self.x)[0] for one in u)])
         self.model.cost.add(backwards=len(u))
-        return rows  # type: ignore[no-any-return]  # torch's gap
+        return rows
 
     def forward(self, directions: Tensor) -> Tensor:
         """F v: directions (k, C, H, W) -> (k, *output). As F^T u is linear in u, F v is its way back from v: a backward

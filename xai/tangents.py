@@ -51,6 +51,7 @@ def summed(made: Any, moved: Any) -> Any:
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nest with every leaf changed."""
     leaves, spec = tree_flatten(value)
     return tree_unflatten([change(leaf) for leaf in leaves], spec)
 
