@@ -48,6 +48,11 @@ def test_an_arm_tells_its_seconds_and_forwards() -> None:
     assert all(t.seconds > 0 and t.each == t.seconds / 16 for arm in took.values() for t in arm)
 
 
+def test_arms_in_one_process_tell_every_round() -> None:
+    took = processes.together(["rise", "fast"], "squeezenet1_0", 16, 2, None, lambda _: None)
+    assert {arm: [t.forwards for t in all_] for arm, all_ in took.items()} == {"rise": [16, 16], "fast": [16, 16]}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_runs(arm: str) -> None:

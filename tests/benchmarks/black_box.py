@@ -259,24 +259,32 @@ WARM = 160  # samples of a first run that does not count
 
 
 def main() -> None:
-    """Time one arm with one thread."""
-    parser = argparse.ArgumentParser(description="CPU seconds and forwards of one arm, as JSON.")
-    parser.add_argument("arm", choices=ARMS)
+    """Time one arm with one thread, or several in turns, which then share the state of one process."""
+    parser = argparse.ArgumentParser(description="CPU seconds and forwards of each arm in every round, as JSON.")
+    parser.add_argument("arms", help="one of " + ", ".join(ARMS) + "; or several with commas")
     parser.add_argument("net", choices=LAYERS)
     parser.add_argument("samples", type=int)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--weights")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # the peers' own
     torch.set_num_threads(1)
     case = Case(asked.net, asked.samples, asked.weights)
-    if asked.arm not in FIXED:
-        case.samples = min(WARM, asked.samples)
-        ARMS[asked.arm](case)()
-        case.samples = asked.samples
-    run = ARMS[asked.arm](case)
-    started = time.process_time()
-    count = run()
-    print(json.dumps({"seconds": time.process_time() - started, "forwards": count}))
+    names = asked.arms.split(",")
+    case.samples = min(WARM, asked.samples)
+    for name in names:
+        if name not in FIXED:
+            ARMS[name](case)()
+    case.samples = asked.samples
+    runs = {name: ARMS[name](case) for name in names}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for turn in range(asked.rounds):
+        shift = turn % len(names)
+        for name in (*names[shift:], *names[:shift]):
+            started = time.process_time()
+            count = runs[name]()
+            found[name].append({"seconds": time.process_time() - started, "forwards": count})
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

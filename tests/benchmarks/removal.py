@@ -119,7 +119,7 @@ def one_arm(arguments: list[str]) -> None:
     run = ARMS[asked.arm](case)
     started = time.process_time()
     count = run()
-    print(json.dumps({"seconds": time.process_time() - started, "forwards": count}))
+    print(json.dumps({asked.arm: [{"seconds": time.process_time() - started, "forwards": count}]}))
 
 
 def main(arguments: list[str] | None = None) -> int:

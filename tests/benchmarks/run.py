@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 import torch  # noqa: E402  # after the path of the checkout
 from interleave import Arm, Ratio, ratio, seconds  # noqa: E402
-from processes import turns  # noqa: E402
+from processes import together, turns  # noqa: E402
 
 PEERS = ("torch", "torchvision", "grad-cam", "captum", "torchcam", "lime", "shap", "scikit-image")
 
@@ -128,7 +128,8 @@ def _measured(net: str, asked: argparse.Namespace, clock: str) -> list[Row]:
 
 
 def _black_box(asked: argparse.Namespace) -> list[Row]:
-    """Methods of many forwards, one thread, each arm in its own process; peers on a quarter of the samples."""
+    """Methods of many forwards, one thread: in turns with pure forwards in one process, half of the samples a round;
+    whole methods and peers each in its own process, on a quarter of the samples."""
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
@@ -136,11 +137,13 @@ def _black_box(asked: argparse.Namespace) -> list[Row]:
     real = "squeezenet1_0" + (", ImageNet" if weights else "")
     rows = []
     for net, file, goals in (("squeezenet1_0", weights, FAST), ("resnet18", None, (*FAST, *EAGER))):
-        arms = tuple(dict.fromkeys(arm for goal in goals for arm in (goal.above, goal.below)))
-        took = {arm: [t.each for t in all_] for arm, all_ in
-                turns(arms, net, asked.samples, asked.turns, file, say).items()}
-        rows += [Row(real if net == "squeezenet1_0" else net, goal, ratio(took[goal.above], took[goal.below]))
-                 for goal in goals]
+        for name in MANY:
+            asked_of = [goal for goal in goals if goal.above == name]
+            took = {arm: [t.each for t in all_] for arm, all_ in
+                    together((name, *(goal.below for goal in asked_of)), net, asked.samples // 2, 2 * asked.turns - 1,
+                             file, say).items()}
+            rows += [Row(real if net == "squeezenet1_0" else net, goal, ratio(took[goal.above], took[goal.below]))
+                     for goal in asked_of]
     for net, goals in (("resnet18", WHOLE), ("vgg16", REACH)):
         arms = tuple(dict.fromkeys(arm for goal in goals for arm in (goal.above, goal.below)))
         each = goals is REACH  # a pure forward is compared with a forward
@@ -193,8 +196,9 @@ def _markdown(rows: list[Row]) -> str:
 def _about(asked: argparse.Namespace, clock: str) -> str:
     peers = ", ".join(f"{name} {version(name)}" for name in PEERS)
     timed = "process CPU time" if clock == "cpu" else "wall time"
-    many = (f" Black-box methods: {asked.samples} samples ({asked.samples // 4} beside peers), 1 picture of 224 x 224, "
-            "8 inputs a forward (squeezenet1_0: 7), 1 thread, process CPU time, each arm in its own process, "
+    many = (f" Black-box methods: 1 picture of 224 x 224, 8 inputs a forward (squeezenet1_0: 7), 1 thread, process CPU "
+            f"time. Beside pure forwards: {asked.samples // 2} samples, in turns in one process, median of "
+            f"{2 * asked.turns - 1} rounds; beside peers: {asked.samples // 4} samples, each arm in its own process, "
             f"median of {asked.turns} rounds." if asked.samples else "")
     return (f"{asked.pictures} pictures of {asked.size} x {asked.size}, random weights, {asked.threads} thread(s), "
             f"{timed}, median of {asked.rounds} rounds in turns after a warm-up; {peers}; {platform.machine()}.{many}")
