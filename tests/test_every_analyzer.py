@@ -142,6 +142,7 @@ class Meter:
     def __init__(self) -> None:
         self.passes = Counter[str]()
         self.calls = Counter[str]()
+        self.task = -1  # the last backward that was told
         self.fail_from: tuple[str, int] | None = None
         self.problem: type[BaseException] = RuntimeError
 
@@ -156,7 +157,7 @@ class Meter:
 
 
 class Back(torch.autograd.Function):
-    """Tells the meter of every backward."""
+    """Tells the meter of every backward, once: some begin at a layer and reach the input, some end at a layer."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, meter: Meter) -> Tensor:
@@ -165,7 +166,10 @@ class Back(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        ctx.meter.tick("back", len(gradient))
+        task = torch._C._current_graph_task_id()
+        if task != ctx.meter.task:
+            ctx.meter.task = task
+            ctx.meter.tick("back", len(gradient))
         return gradient, None
 
 
@@ -177,9 +181,8 @@ class Metered(nn.Module):
         self.inner, self.meter = inner, meter
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.inner(x)
-        self.meter.tick("forth", len(x))
-        return Back.apply(y, self.meter)
+        self.meter.tick("forth", len(x))  # at its entry: some passes stop at a layer
+        return Back.apply(self.inner(Back.apply(x, self.meter)), self.meter)
 
 
 class Uncopied(nn.Module):

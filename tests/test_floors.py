@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.benchmark",),
     ("analyzers*",),
     ("xai.metric",),
-    ("xai.controls", "xai.perturbation", "xai.constructed"),
+    ("xai.controls", "xai.perturbation", "xai.constructed", "xai.streaming"),
     ("xai.attribution",),
     ("xai.evidence",),
     ("xai.removal", "xai.randomized", "xai.pictures"),

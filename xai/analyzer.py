@@ -135,8 +135,7 @@ class Analyzer:
             self.check(model)
         started = time.perf_counter()
         before = [(m.cost.forwards, m.cost.backwards) for m in subject.models]
-        pictures, per = len(subject.images or ()), [self.passes(model) for model in subject.models]
-        work = pictures * sum(1 + one.work for one in per)
+        work = self.cost(subject).work
         with torch.inference_mode(False), reported(subject.models, work, progress):  # the mode as in `attribute`
             found = tuple(self.run(subject))
         spent = [(m.cost.forwards - f, m.cost.backwards - b) for m, (f, b) in zip(subject.models, before, strict=True)]

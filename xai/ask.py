@@ -123,8 +123,12 @@ def replay(ask: Ask) -> str:
         shape: Callable[[Any], str] = lambda v: repr(v) if isinstance(v, str) else f"<{type(v).__name__}>"  # noqa: E731
         return (f"xai.explain({', '.join(map(shape, ask.models))}, {', '.join(map(shape, ask.images))}, "
                 f"{','.join(ask.methods)!r}, target={shape(ask.target)}, seed={ask.seed})")
-    words = ["xai", "explain", *ask.images, *(w for m in ask.models for w in ("--model", m)),
-             "--method", ",".join(ask.methods), *(["--target", ask.target] if ask.target is not None else []),
+    of_pictures = len(ask.methods) > 1 or issubclass(catalog.find(ask.methods[0]), Attribution)
+    methods = ",".join(ask.methods)
+    words = ["xai", *(("explain", *ask.images) if of_pictures else ("analyze", methods)),
+             *(w for m in ask.models for w in ("--model", m)),
+             *(["--method", methods] if of_pictures else [w for one in ask.images for w in ("--data", one)]),
+             *(["--target", ask.target] if ask.target is not None else []),
              "--seed", str(ask.seed),
              *(w for f in ask.weights for w in ("--weights", f)),
              *(w for k, v in ask.settings.items() for w in ("--set", f"{k}={v}")),

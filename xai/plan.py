@@ -15,6 +15,7 @@ from xai.errors import XaiError
 from xai.evidence import rivals
 from xai.model import Model
 from xai.result import Failure
+from xai.subject import Subject
 from xai.targets import Target
 
 
@@ -51,6 +52,10 @@ def plan(ask: Ask) -> Plan:
     analyzers = analyzers_of(ask)
     targets = targets_of(ask, analyzers)
     images = sorted_out(pictures_of(ask), found.failures)
+    if not isinstance(analyzers[0], Attribution):
+        models = tuple(ask.model(i) for i in range(len(ask.models)))
+        found.rows.extend(_whole(analyzers[0], Subject(models, images, targets, ask.seed, ask.memory_bytes)))
+        return found
     alone = len(ask.models) * len(analyzers) * len(targets) == 1
     for i in range(len(ask.models)):
         try:
@@ -74,6 +79,21 @@ def plan(ask: Ask) -> Plan:
     if not found.rows and found.failures:
         raise XaiError(found.failures[0].sentence)
     return found
+
+
+def _whole(analyzer: Analyzer, subject: Subject) -> list[PlanRow]:
+    """Of what looks at all models and pictures at once: the common forward of each, and the rest."""
+    for model in subject.models:
+        analyzer.check(model)
+        if subject.images is not None:
+            next(model.prepare(subject.images[:1]))
+    cost, pictures = analyzer.cost(subject), len(subject.images or ())
+    shared = min(cost.forwards, pictures * len(subject.models))
+    name = ", ".join(model.spec for model in subject.models)
+    first = [PlanRow(model=name, method="(shared forward)", pictures=pictures, forwards=shared)] if shared else []
+    return [*first, PlanRow(model=name, method=analyzer.name(), target=subject.targets[0].text, pictures=pictures,
+                            forwards=cost.forwards - shared, backwards=cost.backwards,
+                            at_most=analyzer.upper and cost.forwards > shared)]
 
 
 def _row(analyzer: Analyzer, target: Target, model: Model, batch: Batch | None, n: int, targets: Sequence[Target],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +16,9 @@ from xai.sampler import Sampler
 
 @contextlib.contextmanager
 def quiet_shap(seed: int = 0) -> Iterator[Any]:
-    """The package. It draws from numpy's global generator: inside that starts at `seed`, afterwards it is as it was."""
-    before = np.random.get_state()
+    """The package. It draws from numpy's global generator: inside that starts at `seed`, afterwards it is as it was; so
+    is Python's own, from which the first import draws."""
+    before, plain = np.random.get_state(), random.getstate()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -26,6 +28,7 @@ def quiet_shap(seed: int = 0) -> Iterator[Any]:
             yield shap
     finally:
         np.random.set_state(before)
+        random.setstate(plain)
 
 
 def ends(sampler: Sampler, t: int, none: float, total: float) -> tuple[Number, Number]:
