@@ -10,6 +10,8 @@ import pytest
 
 # Before anything imports torch: spinning threads slow each other down on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are the workers'
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Empty caches, so that no test leans on weights that happen to lie on this machine; subprocesses inherit them.

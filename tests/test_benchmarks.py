@@ -24,7 +24,7 @@ def test_every_ratio_is_printed_beside_its_goal(tmp_path: Path) -> None:
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode in (0, 1), done.stderr
     text = table.read_text()
-    for goal in (bench.START, *bench.CAMS, *bench.GRADIENTS):
+    for goal in (bench.START, *bench.CAMS, *bench.GRADIENTS, *bench.LINEAR):
         assert f"| {goal.says} |" in text
         assert goal.text in text
     assert done.returncode == int("| NO |" in text)

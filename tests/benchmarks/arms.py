@@ -11,23 +11,25 @@ from torch import Tensor, nn
 from xai import catalog
 from xai.batch import Batch
 from xai.images import load_images
+from xai.linear import Linear
 from xai.model import Model
 from xai.targets import Target
 from xai.torchvision_import import ensure_torchvision
 
 SEVEN = ("gradcam", "gradcam_plusplus", "hirescam", "xgradcam", "layercam", "eigencam", "finercam")
-LAYER = "layer4"
+LAYERS = {"squeezenet1_0": "features.12"}  # of the others layer4
 STEPS = 16  # of integrated gradients
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class Case:
-    """A torchvision resnet with seeded random weights and a batch of seeded noise, for every arm the same."""
+    """A torchvision network with seeded random weights and a batch of seeded noise, for every arm the same."""
 
     def __init__(self, net: str, count: int, size: int) -> None:
         torch.manual_seed(0)
         self.net: nn.Module = getattr(ensure_torchvision().models, net)().eval()
-        self.model = Model(self.net, mean=MEAN, std=STD, size=size, layer=LAYER)
+        self.layer = LAYERS.get(net, "layer4")
+        self.model = Model(self.net, mean=MEAN, std=STD, size=size, layer=self.layer)
         self.images = list(load_images(torch.rand(count, 3, size, size)))
         self._prepared = [self.model.preprocessing(image) for image in self.images]
         self.inputs: Tensor = self.batch().inputs
@@ -62,7 +64,7 @@ def cams(case: Case) -> list[Arm]:
     import torchcam.methods
     from captum.attr import LayerGradCam
 
-    layer = case.net.get_submodule(LAYER)
+    layer = case.net.get_submodule(case.layer)
     captum = LayerGradCam(case.net, layer)
 
     def with_grad_cam(extractor: Any) -> object:
@@ -71,7 +73,7 @@ def cams(case: Case) -> list[Arm]:
         return found
 
     def with_torchcam(_: object) -> object:
-        with torchcam.methods.GradCAM(case.net, target_layer=LAYER) as extractor:
+        with torchcam.methods.GradCAM(case.net, target_layer=case.layer) as extractor:
             scores = case.net(case.inputs)
             return extractor(scores.argmax(1).tolist(), scores)
 
@@ -83,6 +85,24 @@ def cams(case: Case) -> list[Arm]:
         Arm("captum", lambda _: captum.attribute(case.inputs, target=case.classes)),
         Arm("torchcam", with_torchcam),
     ]
+
+
+def linear(net: str, size: int) -> list[Arm]:
+    """One row of the linear interpreter with its record, and a plain eager forward and backward, of one picture."""
+    case = Case(net, 1, size)
+    x = case.inputs
+
+    def plain(_: object) -> object:
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(case.net(leaf)[0, case.classes[0]], leaf)
+
+    def row(_: object) -> object:
+        made = Linear(case.model, x)
+        direction = torch.zeros_like(made.y)
+        direction[0, case.classes[0]] = 1
+        return made.transpose(direction)
+
+    return [Arm("row", row), Arm("forward and backward", plain)]
 
 
 def integrated_gradients(case: Case) -> list[Arm]:

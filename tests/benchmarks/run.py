@@ -58,6 +58,9 @@ HALF_A_SECOND = 0.5
 START = Goal("`xai --help`, in half a second of wall time", "help", "limit", most=1.0)
 GRADIENTS = (Goal("captum's integrated gradients, in ours", "captum", "integrated_gradients", least=1.2),)
 
+LINEAR = (Goal("a row of the linear interpreter, in plain eager forward + backward", "row", "forward and backward",
+               most=1.3),)
+
 MANY = ("rise", "lime", "occlusion", "shap_kernel", "scorecam")
 FAST = tuple(Goal(f"{name}, a forward, in pure forwards of the fast form", name, "fast", most=1.05) for name in MANY)
 EAGER = tuple(Goal(f"{name}, a forward, in plain eager forwards", name, "eager", most=0.85) for name in MANY)
@@ -118,12 +121,14 @@ def _start_up(rounds: int) -> Row:
 
 
 def _measured(net: str, asked: argparse.Namespace, clock: str) -> list[Row]:
-    from arms import Case, cams, integrated_gradients
+    from arms import Case, cams, integrated_gradients, linear
 
     case = Case(net, asked.pictures, asked.size)
     rows = _rows(net, cams(case), CAMS, asked.rounds, clock)
     if net == asked.nets[0]:
         rows += _rows(net, integrated_gradients(case), GRADIENTS, asked.rounds, clock)
+        rows += [row for one in (net, "squeezenet1_0")
+                 for row in _rows(one, linear(one, asked.size), LINEAR, asked.rounds, clock)]
     return rows
 
 
