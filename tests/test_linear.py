@@ -164,6 +164,30 @@ def test_f_is_the_exact_jacobian(name: str, mode: str) -> None:
     assert found.energy == pytest.approx(float(jacobian.square().sum()), rel=1e-9 if found.exact else 0.5)
 
 
+def test_many_outputs_have_all_singular_values_where_they_are_asked_for() -> None:
+    """150 classes: more than one block of rows; F is the Jacobian, and an effective rank needs every value."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 150)).double()
+    x = picture(8)
+    jacobian = torch.func.jacrev(lambda one: network(one)[0])(x)[:, 0].flatten(1)
+    expected = torch.linalg.svd(jacobian, full_matrices=False)
+    linear = Linear(Model(network, size=8), x)
+    found = linear.singular(3, dense=150)
+    assert found.exact
+    assert not linear.singular(3).exact
+    assert_close(found.values, expected.S, rtol=1e-6, atol=1e-7 * float(expected.S[0]))
+    assert found.energy == pytest.approx(float(jacobian.square().sum()), rel=1e-10)
+    for k in range(3):
+        assert abs(float(found.right[k].flatten() @ expected.Vh[k])) == pytest.approx(1, abs=1e-9)
+        assert_close(linear.forward(found.right[k][None])[0], found.left[k] * found.values[k], rtol=1e-8, atol=1e-9)
+    model, pixels = Model(network.float(), mean=[0.4] * 3, std=[0.3] * 3, size=8), torch.rand(3, 8, 8)
+    few = xai.explain(model, pixels, "linearscope", evidence="off").result
+    every = xai.explain(model, pixels, "linearscope", evidence="off", settings={"dense": "150"}).result
+    keys = [{panel.key for panel in result.panels} for result in (few, every)]
+    assert keys[1] - keys[0] == {"effective_rank"}
+
+
 def test_gate_mode_differs_from_the_jacobian_where_gates_do() -> None:
     """Two linear branches without a bias, multiplied: votes add up to y once, gradient x input to y twice."""
 

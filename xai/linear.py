@@ -19,6 +19,7 @@ from xai.subject import as_model
 
 COMPLETE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of sum |F_i x_i| + sum |r terms|: rounding leaves no more
 DENSE = 64  # outputs of which all rows are asked for their singular values
+GRAM = 128  # rows at a time in double precision
 
 
 @dataclass(frozen=True)
@@ -189,17 +190,16 @@ class Linear:
         return abs(said - float(votes.sum()) - offset) / max(size, torch.finfo(torch.float64).tiny)
 
     # --- singular pairs ---
-    def singular(self, count: int = 4, *, steps: int = 2, more: int = 4, seed: int = 0) -> Singular:
-        """The leading singular pairs of F: exact from all rows where the output is flat and has at most 64 numbers,
-        else by randomised subspace iteration (Halko, Martinsson, Tropp 2011, arXiv:0909.4061, algorithm 4.4) with
-        `more` vectors above `count` and `steps` rounds. Costs the output's size in backwards; else steps + 1 times
-        count + more backwards and as many products F v. Raises XaiError where F is not finite."""
+    def singular(self, count: int = 4, *, steps: int = 2, more: int = 4, seed: int = 0, dense: int = DENSE) -> Singular:
+        """The leading singular pairs of F: exact from all rows where the output is flat and has at most `dense`
+        numbers, else by randomised subspace iteration (Halko, Martinsson, Tropp 2011, arXiv:0909.4061, algorithm 4.4)
+        with `more` vectors above `count` and `steps` rounds. Costs the output's size in backwards, and its rows are in
+        memory at once; else steps + 1 times count + more backwards and as many products F v. Raises XaiError where F
+        is not finite."""
         size, n = self.y[0].numel(), self.x.numel()
-        if self.y.ndim == 2 and size <= DENSE:
+        if self.y.ndim == 2 and size <= dense:
             every = torch.eye(size, dtype=self.y.dtype, device=self.y.device)
-            rows = _finite(self.transpose(every.view(size, *self.y.shape[1:])))
-            left, values, right = torch.linalg.svd(rows, full_matrices=False)
-            return self._pairs(left.T[:count], values, right[:count], float(rows.square().sum()), True)
+            return self._pairs(*_decomposed(self.transpose(every).flatten(1), count), True)
         k = min(count + more, size, n)
         drawn = torch.randn(k, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(self.y)
         rows = _finite(self.transpose(drawn.view(k, *self.y.shape[1:])))
@@ -250,6 +250,26 @@ def linearize(model: Any, x: Any, mode: str = "gate", **options: Any) -> Linear:
     if not isinstance(x, Tensor):
         x = next(iter(made.prepare(load_images(x)))).inputs[:1]
     return Linear(made, x[None] if x.ndim == 3 else x, mode)
+
+
+def _decomposed(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The first left and right singular vectors of rows (m, N), all min(m, N) values, and the sum of their squares.
+
+    Many rows have their values from the m x m matrix of their products, made in double precision a few rows at a time,
+    since the rows themselves would fill memory in it; values below 1e-8 of the largest are then rounding.
+    """
+    if len(rows) <= DENSE:
+        left, values, right = torch.linalg.svd(_finite(rows), full_matrices=False)
+        return left.T[:count], values, right[:count], float(values.square().sum())
+    products = torch.cat([torch.cat([_finite(one) @ _finite(other).T for other in rows.split(GRAM)], 1)
+                          for one in rows.split(GRAM)])
+    squares, left = torch.linalg.eigh(products)
+    squares, left = squares.flip(0).clamp(min=0)[: rows.shape[1]], left.flip(1).T[:count]
+    values = squares.sqrt()
+    first = values[:count].clamp(min=torch.finfo(torch.float64).tiny)
+    right = sum((left[:, at : at + GRAM] @ rows[at : at + GRAM].double() for at in range(0, len(rows), GRAM)),
+                start=rows.new_zeros((), dtype=torch.float64))
+    return left, values, right / first[:, None], float(squares.sum())
 
 
 def _finite(rows: Tensor) -> Tensor:

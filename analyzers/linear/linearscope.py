@@ -40,8 +40,8 @@ class LinearScope(Attribution):
               where; singular values and pictures of F; the completeness gap
     Raises    XaiError if no gradient reaches the output
     Cost      two forwards and a backward; a backward for each further class; a backward for all columns and about two,
-              which are not counted, for each; for the singular pairs the number of classes in backwards (up to 64),
-              else 3 (k + 4), and as many products F v
+              which are not counted, for each; for the singular pairs the number of outputs in backwards (up to
+              `dense`), else 3 (k + 4), and as many products F v
     Reference Navarrete Michelini, Liu, Lu, Jiang 2019, "A Tour of Convolutional Networks Guided by Linear
               Interpreters", arXiv:1908.05168; subspace iteration: Halko et al. 2011, arXiv:0909.4061
     """
@@ -51,6 +51,8 @@ class LinearScope(Attribution):
                       choices=("mean", "black"))
     classes: int = param(3, "how many of the other best classes have their votes beside the target's", low=0, high=20)
     singular: int = param(3, "singular pairs of F that are drawn; 0: none", low=0, high=32)
+    dense: int = param(DENSE, "outputs up to which all rows of F are asked for: then every singular value is exact and "
+                              "there is an effective rank; 1000 of them take 1000 backwards and 1 GB", low=0)
     columns: int = param(2, "columns of F that are drawn, of the pixels with the largest votes", low=0, high=16)
     rows: str = param("yes", "whether the rows of F are drawn as pictures", choices=("yes", "no"))
 
@@ -64,7 +66,7 @@ class LinearScope(Attribution):
         flat = kind not in ("map", "image")
         if kind in ("classes", "multi-label"):
             backwards += min(self.classes, size - 1)
-        if self.singular and flat and size <= DENSE:
+        if self.singular and flat and size <= self.dense:
             backwards += size
         elif self.singular:
             k = min(self.singular + MORE, size) if flat else self.singular + MORE
@@ -95,7 +97,8 @@ class LinearScope(Attribution):
             zero=zero, votes=votes.cpu(), others=others, rows=rows, drawn=self.rows == "yes",
             labels=model.class_name, size=(int(votes.shape[0]), int(votes.shape[1])), pixels=pixels,
             columns=linear.forward(_impulses(linear.x, row, pixels)) if pixels else linear.y[:0],
-            singular=linear.singular(self.singular, steps=STEPS, more=MORE) if self.singular and known else None,
+            singular=(linear.singular(self.singular, steps=STEPS, more=MORE, dense=self.dense)
+                      if self.singular and known else None),
             gap=linear.gap_of(direction, row, terms), exact=bound(linear.y).item())
 
     def _others(self, linear: Linear, bound: Bound) -> list[int]:
