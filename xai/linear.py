@@ -261,8 +261,8 @@ def _decomposed(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, float
     if len(rows) <= DENSE:
         left, values, right = torch.linalg.svd(_finite(rows), full_matrices=False)
         return left.T[:count], values, right[:count], float(values.square().sum())
-    products = torch.cat([torch.cat([_finite(one) @ _finite(other).T for other in rows.split(GRAM)], 1)
-                          for one in rows.split(GRAM)])
+    blocks = torch.split(rows, GRAM)
+    products = torch.cat([torch.cat([_finite(one) @ _finite(other).T for other in blocks], 1) for one in blocks])
     squares, left = torch.linalg.eigh(products)
     squares, left = squares.flip(0).clamp(min=0)[: rows.shape[1]], left.flip(1).T[:count]
     values = squares.sqrt()
