@@ -79,7 +79,7 @@ LIGHT = {
     "typer",
 }
 HEAVY = {
-    "captum", "duckdb", "huggingface_hub", "lime", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas",
+    "captum", "duckdb", "h5py", "huggingface_hub", "lime", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas",
     "plotly", "pyarrow", "ray", "scipy", "shap", "skimage", "sklearn", "timm", "torchvision", "transformers",
 }  # fmt: skip
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "common", "base", "manager", "managers", "misc"}

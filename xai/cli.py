@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xai import catalog
+from xai.cli_filters import filters_app
 from xai.cli_lists import methods_app, models_app
 from xai.errors import XaiError, error
 
@@ -33,6 +34,7 @@ app = typer.Typer(name="xai", help="Why did the model say that, and should I bel
                   rich_markup_mode=None, pretty_exceptions_enable=False, epilog=EPILOG)
 app.add_typer(models_app, name="models")
 app.add_typer(methods_app, name="methods")
+app.add_typer(filters_app, name="filters")
 
 
 def _methods(incomplete: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Analyzers of weights: what the filters of a model look like."""
