@@ -17,7 +17,15 @@ slow:  ## the walk over timm and torchvision, and other long tests
 	.venv/bin/python -m pytest -m "walk or slow"
 
 bench:  ## each speed ratio beside its goal; exits 1 below a goal
-	.venv/bin/pip install -q -c constraints.txt -e ".[bench]" && .venv/bin/python tests/benchmarks/shapley_error.py --table examples/tables/shapley_error.md && .venv/bin/python tests/benchmarks/run.py --table examples/tables/benchmarks.md && .venv/bin/python tests/benchmarks/removal.py --table examples/tables/removal.md && .venv/bin/python tests/benchmarks/filters.py --table examples/tables/filters_cost.md
+	.venv/bin/pip install -q -c constraints.txt -e ".[bench]"
+	.venv/bin/python tests/benchmarks/shapley_error.py --table examples/tables/shapley_error.md
+	.venv/bin/python tests/benchmarks/run.py --table examples/tables/benchmarks.md
+	.venv/bin/python tests/benchmarks/removal.py --table examples/tables/removal.md
+	.venv/bin/python tests/benchmarks/activation_maximization.py --table examples/tables/activation_maximization_speed.md
+	.venv/bin/python tests/benchmarks/cka.py --table examples/tables/cka.md
+	.venv/bin/python tests/benchmarks/dissection.py --table examples/tables/dissection_speed.md
+	.venv/bin/python tests/benchmarks/filters.py --table examples/tables/filters_cost.md
+	.venv/bin/python tests/benchmarks/fourier.py --table examples/tables/fourier.md
 
 readme:  ## write the generated tables and the picture of README.md anew
 	.venv/bin/python tests/readme_tables.py --write

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
 import black_box  # noqa: E402  # a script's folder is its own path
+import dissection  # noqa: E402
 import processes  # noqa: E402
 import run as bench  # noqa: E402
 
@@ -61,3 +63,19 @@ def test_every_arm_runs(arm: str) -> None:
     assert took.forwards >= 100
     assert set(black_box.ARMS) >= {*ARMS, *(arm for goal in (*bench.FAST, *bench.EAGER, *bench.WHOLE, *bench.REACH)
                                             for arm in (goal.above, goal.below))}
+
+
+def test_the_loops_of_a_dissection_count_alike_and_are_compared(tmp_path: Path,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.md"
+    threads = torch.get_num_threads()
+    try:
+        code = dissection.main(["--quick", "--table", str(table)])  # exits where the three count differently
+    finally:
+        torch.set_num_threads(threads)
+    text = table.read_text()
+    assert text in capsys.readouterr().out
+    assert code == int("| NO |" in text)
+    for against, goal in dissection.GOALS:
+        assert f"| {against}, in ours |" in text
+        assert f"at least {goal:g}" in text

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xai.concept_maps import ConceptMaps
 from xai.errors import XaiError
 from xai.image_arrays import Array, is_tensor
 
@@ -22,7 +23,8 @@ class Raw:
     """What reading one entry gives: pixels (C, h, w) and, where the source knows them, label, boxes and mask.
 
     `boxes` (k, 4) float32 x0, y0, x1, y1, right and lower edges exclusive; `box_labels` the class of each; `difficult`
-    (k,) whether a box is one that a benchmark does not count; `mask` (h, w) bool, the union of all objects meant.
+    (k,) whether a box is one that a benchmark does not count; `mask` (h, w) bool, the union of all objects meant;
+    `concepts` which colours, parts, ... it shows and where.
     """
 
     pixels: Array
@@ -31,6 +33,7 @@ class Raw:
     mask: npt.NDArray[np.bool_] | None = None
     box_labels: tuple[int | str, ...] | None = None
     difficult: npt.NDArray[np.bool_] | None = None
+    concepts: ConceptMaps | None = None
 
 
 @dataclass(frozen=True)

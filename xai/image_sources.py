@@ -21,6 +21,8 @@ import numpy.typing as npt
 from PIL import Image as Pil
 
 from xai.annotations import FORMATS, is_voc, list_annotations, list_voc
+from xai.concept_files import list_concept_folder
+from xai.concept_scenes import list_concepts
 from xai.errors import XaiError, did_you_mean, error
 from xai.image_arrays import Array, as_stack, is_tensor, picture
 from xai.image_entries import Entry, Label, Listing, Raw, joined, plain_label
@@ -32,16 +34,16 @@ MANY_CLASSES = 100_000  # beyond this a `label` column is no class index
 
 
 # Files and folders
-
-
 def list_path(source: str | Path, folder: str | Path | None = None) -> Listing:
     """A picture file, a folder, a glob pattern, a Parquet file, annotations (COCO, VOC, CSV; their pictures in `folder`
-    where that is given) `sample:NAME` or `planted:COUNT@SEED`. Raises XaiError if absent."""
+    where that is given) `sample:NAME`, `planted:COUNT@SEED` or `concepts:COUNT@SEED`. Raises XaiError if absent."""
     text = os.fspath(source)
     if isinstance(source, str) and text.startswith("sample:"):
         return _list_sample(text.removeprefix("sample:"))
     if isinstance(source, str) and text.startswith("planted:"):
         return list_scenes(*asked(text.removeprefix("planted:")))
+    if isinstance(source, str) and text.startswith("concepts:"):
+        return list_concepts(text.removeprefix("concepts:"))
     if "://" in text:
         raise error("A picture", "a file on this machine", repr(text), "Download it first and pass the file")
     path = Path(text).expanduser()
@@ -119,6 +121,8 @@ def _folders_in(folder: Path) -> list[Path]:
 def _list_folder(folder: Path) -> Listing:
     """The annotated pictures of a VOC folder; the pictures that lie directly in it (those with an XML beside them as
     that says); where there are none, those of its sub-folders, labelled by them."""
+    if listing := list_concept_folder(folder, _read_file):
+        return listing
     direct, sheets = _pictures_in(folder), _voc_in(folder)
     stems = {p.stem for p in direct}
     if sheets and (not direct or (folder / "Annotations").is_dir()):

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pil
 
+from xai.concept_maps import ConceptMaps
 from xai.errors import XaiError, error
 from xai.image_arrays import Array, is_tensor
 from xai.image_entries import Entry, Label, Listing, Raw, broken, joined, plain_label
@@ -42,6 +43,7 @@ class Image:
     `normalised`  the pixels have passed the model's normalisation already
     `box_labels`  the class of each box; annotation files give a picture once a class, with the boxes of that class
     `difficult`   (k,) bool: boxes that a benchmark leaves out (VOC's `difficult`, COCO's `iscrowd`)
+    `concepts`    which colours, textures, parts, ... it shows and where
 
     Make one with `Image.of`, which checks it and computes the hash.
     """
@@ -55,6 +57,7 @@ class Image:
     normalised: bool = False
     box_labels: tuple[int | str, ...] | None = None
     difficult: npt.NDArray[np.bool_] | None = None
+    concepts: ConceptMaps | None = None
 
     @classmethod
     def of(
@@ -68,6 +71,7 @@ class Image:
         normalised: bool = False,
         box_labels: tuple[int | str, ...] | None = None,
         difficult: npt.NDArray[np.bool_] | None = None,
+        concepts: ConceptMaps | None = None,
     ) -> Image:
         """A picture from pixels (C, h, w) of one of the three types. Raises XaiError where the parts do not fit."""
         if pixels.ndim != 3 or pixels.dtype.name not in ("uint8", "uint16", "float32"):
@@ -83,7 +87,7 @@ class Image:
                 raise error(f"{what} of {name}", f"{count} long, one a box", len(given), "Give one for each box")
         own = pixels.view()
         own.flags.writeable = False  # the hash must stay true
-        return cls(name, own, content_hash(own), label, boxes, mask, normalised, box_labels, difficult)
+        return cls(name, own, content_hash(own), label, boxes, mask, normalised, box_labels, difficult, concepts)
 
     @property
     def all_difficult(self) -> bool:
@@ -167,6 +171,10 @@ class Images(Sequence[Image]):
         shown = ", ".join(self.names[:3]) + (", ..." if len(self) > 3 else "")
         return f"<{len(self)} images: {shown}>" if len(self) else "<no images>"
 
+    def take(self, order: Iterable[int]) -> Images:
+        """These pictures, by their places, in this order."""
+        return Images([self._entries[i] for i in order], self.label_names)
+
     def good(self) -> tuple[Images, list[tuple[str, str]]]:
         """The pictures that can be read, and (name, sentence) of those that cannot. Reads each once and keeps none."""
         good: list[Entry] = []
@@ -202,7 +210,10 @@ def load_images(
                   the mask of that class. `folder` says where the pictures lie if neither beside the file nor in images/
     Samples       "sample:coffee": the pictures that ship with the installed scikit-image
     Rendered      "planted:500" (or "planted:500@7", of seed 7; "planted:null:500@7", each with a null patch): scenes
-                  whose evidence is known, with label, box and mask; see `xai.planted`
+                  whose evidence is known, with label, box and mask; see `xai.planted`. "concepts:500" (or
+                  "concepts:500@7"): scenes of which every colour, texture, shape, object and part is known to the pixel
+    Concepts      "broden1_224/" (a folder with index.csv and label.csv), or a COCO-Stuff folder (labels.txt, the pixel
+                  maps in annotations/ or stuffthingmaps/, the pictures in images/)
     In memory     a PIL picture; a numpy array (h, w), (h, w, C), (C, h, w) with C <= 4, or a batch (n, ...) of the last
                   two; a torch tensor (h, w), (C, h, w), (n, C, h, w). bool, uint8, uint16, or float in [0, 1]
     Datasets      a map-style Dataset or a DataLoader that yields pictures, (picture, label) or mappings
@@ -300,11 +311,11 @@ def _image(entry: Entry) -> Image:
     raw = entry.read()
     label = raw.label if entry.label is None else entry.label
     return Image.of(entry.name, raw.pixels, label=label, boxes=raw.boxes, mask=raw.mask, normalised=entry.normalised,
-                    box_labels=raw.box_labels, difficult=raw.difficult)  # fmt: skip
+                    box_labels=raw.box_labels, difficult=raw.difficult, concepts=raw.concepts)  # fmt: skip
 
 
 def _raw(image: Image) -> Raw:
-    return Raw(image.pixels, image.label, image.boxes, image.mask, image.box_labels, image.difficult)
+    return Raw(image.pixels, image.label, image.boxes, image.mask, image.box_labels, image.difficult, image.concepts)
 
 
 def _listing(images: Images) -> Listing:

@@ -47,6 +47,20 @@ class Frame:
         inside = ((ys >= 0) & (ys < h))[:, None] & ((xs >= 0) & (xs < w))
         return np.asarray(mask[np.ix_(ys.clip(0, h - 1), xs.clip(0, w - 1))] & inside)
 
+    def labels_to_input(self, planes: np.ndarray, size: tuple[int, int], seen: tuple[int, int],
+                        shape: tuple[int, int], outside: int) -> np.ndarray:
+        """Maps of numbers (p, h, w), over the whole original of `size`, as (p, *shape) over the input of `seen` pixels:
+        the value under each place's centre, `outside` beyond the original."""
+        found, inside = [], []
+        for axis, (start, step) in enumerate(((self.y0, self.sy), (self.x0, self.sx))):
+            centres = start + (np.arange(shape[axis]) + 0.5) * seen[axis] / shape[axis] * step
+            cells, count = centres * planes.shape[1 + axis] / size[axis], planes.shape[1 + axis]
+            place = np.floor(cells).astype(np.int64)
+            found.append(place.clip(0, count - 1))
+            inside.append((place >= 0) & (place < count))
+        taken = planes[:, found[0][:, None], found[1]]
+        return np.where(inside[0][:, None] & inside[1], taken, outside)
+
     def boxes_to_input(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
         """The input's pixels (height, width) whose centres lie in one of the original's boxes (k, 4)."""
         return boxes_mask(boxes, *self._centres(height, width))
