@@ -66,6 +66,23 @@ class Shift(nn.Module):
         return x + 0.25
 
 
+class Views(nn.Module):
+    """In-place steps on views of what a layer gave. The first two are heard on the views, which the next step takes
+    out of the graph; the last follows a layer, whose own output a ReLU on its view leaves in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = F.silu(x.flatten(2), inplace=True)
+        flat *= flat.mean(2, keepdim=True).sigmoid()
+        flat.relu_()
+        y: Tensor = self.linear(x.mean((2, 3)))
+        y.view(-1, 2, 3).relu_()
+        return x + y[..., None, None]
+
+
 def network(*middle: nn.Module, hidden: bool = False) -> nn.Module:
     head = [nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 4)] if hidden else [nn.Linear(6, 4)]
     return noisy(nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), *middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head))
@@ -77,6 +94,7 @@ NETWORKS = {
     "smooth": lambda: network(nn.GELU(), nn.Conv2d(6, 6, 3), nn.SiLU(inplace=True), nn.Hardswish(True), nn.Tanh()),
     "clipped": lambda: network(nn.ReLU6(inplace=True), nn.Conv2d(6, 6, 1), nn.Hardsigmoid(), nn.ELU(inplace=True)),
     "gated": lambda: network(nn.BatchNorm2d(6), Gate(), nn.Mish()),
+    "views in place": lambda: network(Views(), nn.Conv2d(6, 6, 1)),
     "transposed": lambda: network(nn.ConvTranspose2d(6, 6, 4, stride=3), nn.Softplus()),
 }
 

@@ -325,3 +325,18 @@ def test_a_network_built_in_inference_mode_is_refused_with_a_sentence() -> None:
     model = Model(net, mean=[0.5] * 3, std=[0.5] * 3, size=2)
     with pytest.raises(XaiError, match="must be built outside torch.inference_mode"):
         model(model.example())
+
+
+def test_a_torchscript_network_is_put_back_as_any_other() -> None:
+    """Its tables are not dictionaries, though they look like them."""
+    scripted = torch.jit.trace(net().eval(), torch.zeros(1, 3, 16, 16)).train()
+    before = {name: value.clone() for name, value in scripted.state_dict().items()}
+    made, x = model(scripted), torch.rand(2, 3, 16, 16)
+    with made.opened() as module:
+        assert not module.training
+        assert_close(module(x), net().eval()(x))
+        norm = module.get_submodule("1")
+        norm.running_mean = norm.running_mean + 1
+    assert scripted.training
+    assert_close(dict(scripted.state_dict()), before, rtol=0, atol=0)
+    assert not scripted._forward_hooks

@@ -38,7 +38,8 @@ def kept(module: nn.Module | None) -> Iterator[None]:
     finally:
         for m, (was, buffers), saved in zip(modules, training, hooks, strict=True):
             m.training = was
-            m._buffers.update(buffers)
+            for key, buffer in buffers.items():  # one by one: a TorchScript module's table knows no update
+                m._buffers[key] = buffer
             for key, table in saved.items():
                 current = getattr(m, key)
                 current.clear()

@@ -83,7 +83,8 @@ class _Terms(TorchFunctionMode):
     """Watches one forward for biases; each adds its term when the backward reaches the output that it was added to.
 
     No gradient is kept: a hook on the output sees it once. A hook set before an in-place operation still gets the
-    gradient of the value before it, so in-place activations do no harm.
+    gradient of the value before it, so in-place activations do no harm. Only what is done in place to a view goes round
+    the view itself: it is done on a copy, which is heard, and written back.
     """
 
     def __init__(self, batch: Batch, post: str) -> None:
@@ -101,12 +102,13 @@ class _Terms(TorchFunctionMode):
         if inside_backward():
             return func(*args, **kwargs)
         bias = _bias(func, args, kwargs)
-        output = func(*args, **kwargs)
+        aside = _aside(func, args)
+        output = func(*aside, *args[len(aside) :], **kwargs)
         if func in PRODUCTS and all(isinstance(a, Tensor) and a.requires_grad for a in args[:2]):
             bias = -output.detach()
         if bias is not None and output.requires_grad:
             output.register_hook(partial(self.add, bias))
-        return output
+        return args[0].copy_(output) if aside and output is aside[0] else output
 
     def add(self, bias: Tensor, gradient: Tensor) -> None:
         """Add the term bias o gradient, both (n, K, h, w), or (n, K) for one without a place."""
@@ -145,6 +147,14 @@ def _verdict(total: float, score: float, size: float, limit: float) -> str:
         return said + "nothing is missing."
     return said + ("part is unaccounted for. The network holds operations or constants that the split does not know; "
                    "read the map as approximate, or take integrated_gradients.")
+
+
+def _aside(func: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
+    """A copy of the first argument where that is a view that the function may write to, wherever it stands."""
+    if func not in ACTIVATIONS | PRODUCTS or not args or not isinstance(args[0], Tensor) or not args[0]._is_view():
+        return []
+    copy = args[0].clone()
+    return [copy if arg is args[0] else arg for arg in args]
 
 
 def _bias(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
