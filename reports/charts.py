@@ -117,7 +117,8 @@ def matrix(panel: Matrix) -> Markup:
     """A coloured grid with the names of rows and columns, and the numbers in the cells of a small one."""
     values = np.asarray(panel.values, np.float64)
     rows, columns = values.shape
-    side = min(40.0, max(3.0, 560 / max(rows, columns, 1)))
+    many = max(rows, columns, 1)
+    side = min(40.0, max(3.0, 560 / many, min(14.0, 1000 / many)))  # from 14 on every row and column bears its name
     left, top = _margin(panel.rows), _margin(panel.columns)
     parts = [
         Markup(
@@ -125,6 +126,7 @@ def matrix(panel: Matrix) -> Markup:
         ).format(left, top, columns * side, rows * side, data_uri(heatmap_png(panel)))
     ]
     every = -(-14 // side)
+    turn = -45 if every * side >= 17 else -90  # slanted names lie closer than their columns
     parts += [
         Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
             left - 6, round(top + (i + 0.5) * side + 4, 1), _short(name)
@@ -133,15 +135,15 @@ def matrix(panel: Matrix) -> Markup:
         if i % every == 0
     ]
     parts += [
-        Markup('<text class="tick" transform="translate({} {}) rotate(-45)">{}</text>').format(
-            round(left + (j + 0.5) * side + 4, 1), top - 6, _short(name)
+        Markup('<text class="tick" transform="translate({} {}) rotate({})">{}</text>').format(
+            round(left + (j + 0.5) * side + 4, 1), top - 6, turn, _short(name)
         )
         for j, name in enumerate(panel.columns[:columns])
         if j % every == 0
     ]
     if side >= 32:
         parts.append(_cell_numbers(panel, values, left, top, side))
-    size = (round(left + columns * side + 40), round(top + rows * side + 4))
+    size = (round(left + columns * side + max(40.0, 0.72 * top if turn == -45 else 0)), round(top + rows * side + 4))
     label = f"{panel.title}: {rows} rows ({panel.axes[0].name}), {columns} columns ({panel.axes[1].name})"
     drawing = Markup('<svg class="matrix" viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}">{}</svg>').format(
         *size, size[0], label, Markup("").join(parts)
@@ -256,4 +258,4 @@ def _short(name: str, most: int = 18) -> str:
 
 
 def _margin(names: tuple[str, ...]) -> float:
-    return 16 + 6.6 * min(18, max((len(n) for n in names), default=1))
+    return 16 + 7 * min(18, max((len(n) for n in names), default=1))

@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
 import black_box  # noqa: E402  # a script's folder is its own path
+import cka  # noqa: E402
 import dissection  # noqa: E402
 import processes  # noqa: E402
 import run as bench  # noqa: E402
@@ -27,6 +28,20 @@ def test_every_ratio_is_printed_beside_its_goal(tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr
     text = table.read_text()
     for goal in (bench.START, *bench.CAMS, *bench.GRADIENTS, *bench.LINEAR):
+        assert f"| {goal.says} |" in text
+        assert goal.text in text
+    assert done.returncode == int("| NO |" in text)
+
+
+@pytest.mark.slow
+def test_the_ratios_of_cka_are_printed_beside_their_goals(tmp_path: Path) -> None:
+    table = tmp_path / "table.md"
+    few = ["--pictures", "16", "--size", "32", "--rounds", "1", "--table", str(table)]
+    done = subprocess.run([sys.executable, str(HERE / "benchmarks/cka.py"), *few], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode in (0, 1), done.stderr
+    text = table.read_text()
+    for goal in (cka.TOTAL, cka.MEMORY, cka.FASTER):
         assert f"| {goal.says} |" in text
         assert goal.text in text
     assert done.returncode == int("| NO |" in text)

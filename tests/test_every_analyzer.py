@@ -233,13 +233,14 @@ def images(count: int = 2, level: float | None = None) -> Images:
 
 
 def subject(name: str, made: Model | None = None, pictures: Images | None = None, **more: Any) -> Subject:
-    """What the analyzer needs: none, one or two models, and pictures if it looks at any."""
-    needs = CLASSES[name].needs
+    """What the analyzer needs: none, one or two models, and pictures if it looks at any, as many as it takes."""
+    needs, fewest = CLASSES[name].needs, CLASSES[name].fewest
+    pictures = images(max(2, fewest)) if pictures is None or len(pictures) < fewest else pictures
     wanted = 2 if "two_models" in needs else 1 if needs & (CAPABILITIES | {"weights"}) else 0
     models = (model() if made is None else made, model(net("flat")))[:wanted]
     looks = needs & {"images", "labels", "boxes", "masks"}
     more = {"evidence": "off", **more}  # the evidence card has its own tests
-    return Subject(models, (images() if pictures is None else pictures) if looks else None, **more)
+    return Subject(models, pictures if looks else None, **more)
 
 
 def explained(name: str, module: nn.Module | None = None, **more: Any) -> Result:

@@ -51,6 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.annotated",),
     ("xai.image_entries",),
     ("xai.image_arrays", "xai.image_files", "xai.outlines", "xai.glyphs"),
+    ("xai.similarity",),
     ("xai.seeds", "xai.health", "xai.provenance", "xai.concept_maps", "xai.devices", "xai.modules", "xai.pace",
      "xai.statistics", "xai.shapley", "xai.surrogate"),
     ("xai.result",),

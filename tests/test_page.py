@@ -341,6 +341,21 @@ def test_no_number_breaks_a_drawing(numbers: list[float]) -> None:
         assert "<figure" in draw(panel, Album())
 
 
+@pytest.mark.parametrize(("rows", "columns", "turn"), [(6, 8, -45), (20, 50, -90), (70, 70, -90)])
+def test_a_matrix_names_every_row_and_column_and_no_two_names_touch(rows: int, columns: int, turn: int) -> None:
+    names = tuple(f"layer{i}.conv{i}" for i in range(max(rows, columns)))
+    panel = p.Matrix(key="k", title="t", values=np.eye(rows, columns), rows=names[:rows], columns=names[:columns])
+    drawn = str(draw(panel, Album()))
+    tops = [float(y) for y in re.findall(r'<text class="tick end" x="\S+" y="(\S+)">', drawn)]
+    places = re.findall(r'<text class="tick" transform="translate\((\S+) \S+\) rotate\((\S+)\)">', drawn)
+    assert (len(tops), len(places)) == (rows, columns)
+    assert {float(angle) for _, angle in places} == {turn}
+    assert np.diff(tops).min() >= 13.9  # names are 12 px high
+    assert np.diff([float(x) for x, _ in places]).min() * abs(np.sin(np.radians(turn))) >= 12
+    for name in (*names[:rows], *names[:columns]):
+        assert f">{name}</text>" in drawn
+
+
 def test_the_fragment_is_scoped_and_complete() -> None:
     """In a notebook: no script, every rule under .xai, the same words as on the page, and what _repr_html_ returns."""
     one = result(("chelsea",))

@@ -57,13 +57,15 @@ class Maps:
 class Analyzer:
     """A method with its parameters as fields. `needs`: capabilities (gradients, hooks, forward) and data (images,
     labels, ...); `version` is raised when the numbers change. `shares`: one set of passes serves all targets. `upper`:
-    the planned passes are the most that it takes, it may stop before. `explains`: the target where none is named."""
+    the planned passes are the most that it takes, it may stop before. `explains`: the target where none is named.
+    `fewest`: the pictures that it needs at least."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     version: ClassVar[int] = 1
     shares: ClassVar[bool] = False
     upper: ClassVar[bool] = False
     explains: ClassVar[str] = "top1"
+    fewest: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -229,11 +229,12 @@ class Model:
                 freeze(self._fast.module) if self._fast.module is not self._module else None
         return self._fast
 
-    def runner(self, layers: Iterable[str]) -> nn.Module:
-        """The module whose named layers give the network's own values: the fast form unless a layer was folded away."""
-        if not any(name in self.fast.folded for name in layers):
-            return self.fast.module
+    def runner(self, layers: Iterable[str] | None) -> nn.Module:
+        """The module whose named layers give the network's own values: the fast form unless a layer was folded away;
+        None: the caller's own network, of which no copy is made, to be given to `run`."""
         assert self._module is not None
+        if layers is None or not any(name in self.fast.folded for name in layers):
+            return self._module if layers is None else self.fast.module
         if self._plain is None:
             self._plain = freeze(copy.deepcopy(self._module))
         return self._plain

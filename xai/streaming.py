@@ -11,7 +11,8 @@ import numpy as np
 from xai.analyzer import Analyzer
 from xai.batch import Batch
 from xai.errors import XaiError, error
-from xai.images import Images
+from xai.images import Image, Images
+from xai.model import Model
 from xai.panels import AnyPanel, Text
 from xai.result import Verdict
 from xai.subject import Subject
@@ -34,15 +35,15 @@ class Block:
 
 @dataclass
 class Left:
-    """Pictures that could not be used by every model, and why."""
+    """Pictures that could not be used by every model: by their place in the data set the name, and why."""
 
-    names: dict[str, str] = field(default_factory=dict)
+    pictures: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def panel(self) -> Text:
         """One line for each, the first twenty."""
-        lines = [f"{name}: {why}" for name, why in list(self.names.items())[:20]]
-        more = f" And {len(self.names) - 20} more." if len(self.names) > 20 else ""
-        return Text(key="left", title=f"Pictures that were left out ({len(self.names)})", tone="warning",
+        lines = [f"{name}: {why}" for _, (name, why) in sorted(self.pictures.items())[:20]]
+        more = f" And {len(self.pictures) - 20} more." if len(self.pictures) > 20 else ""
+        return Text(key="left", title=f"Pictures that were left out ({len(self.pictures)})", tone="warning",
                     text=" ".join(lines) + more)
 
 
@@ -64,54 +65,75 @@ class Streaming(Analyzer):
         raise NotImplementedError
 
     def merge(self, states: Sequence[State]) -> State:
-        """The sums of all parts, in the order given."""
+        """The sums of all parts, in the order given: what workers have summed, each over blocks of its own."""
         raise NotImplementedError
 
     def panels(self, subject: Subject, state: State) -> Iterator[AnyPanel | Verdict]:
         """What the sums say."""
         raise NotImplementedError
 
+    def block_size(self, subject: Subject) -> int:
+        """How many pictures a block holds: `block`, unless the method has a parameter for it."""
+        return self.block
+
     def run(self, subject: Subject) -> Iterator[AnyPanel | Verdict]:
-        """All stages over all blocks, then the panels. Raises XaiError where no picture can be used."""
-        if subject.images is None or not len(subject.images):
-            raise error(f"the pictures for {self.name()}", "given", "none", "Name a folder or a data set with --data")
+        """All stages over all blocks, then the panels. Raises XaiError where no picture can be used, or too few are
+        given."""
+        count = len(subject.images) if subject.images is not None else 0
+        if count < self.fewest:
+            raise error(f"the pictures for {self.name()}", f"at least {self.fewest}" if self.fewest > 1 else "given",
+                        count or "none", "Name a folder or a data set with --data")
         state, left = self.start(subject), Left()
         for stage in range(self.stages):
-            for block in blocks(subject, self.block, left):
+            for block in blocks(subject, self.block_size(subject), left):
                 self.update(state, block, stage)
         yield from self.panels(subject, state)
-        if left.names:
+        if left.pictures:
             yield left.panel()
 
 
-def blocks(subject: Subject, size: int, left: Left) -> Iterator[Block]:
-    """The data set in runs of `size` pictures (the last is shorter). A picture that one model cannot use is left out
-    for all, and noted in `left`. Raises XaiError if none is usable."""
+def blocks(subject: Subject, size: int, left: Left, numbers: Sequence[int] | None = None) -> Iterator[Block]:
+    """The data set in runs of `size` pictures (the last is shorter), or those of its blocks that `numbers` names: a
+    worker's part. A picture that one model cannot use is left out for all, and noted in `left`. Raises XaiError if none
+    of the whole data set is usable."""
     images = subject.images
     assert images is not None
     found = 0
-    for first in range(0, len(images), size):
-        block = _block(subject, images[first : first + size], first, left)
+    for number in range(-(-len(images) // size)) if numbers is None else numbers:
+        block = _block(subject, images[number * size : (number + 1) * size], number * size, left)
         if len(block):
             found += len(block)
             yield block
-    if not found:
-        raise XaiError(next(iter(left.names.values()), "No picture could be used."))
+    if not found and numbers is None:
+        raise XaiError(next((why for _, why in left.pictures.values()), "No picture could be used."))
 
 
 def _block(subject: Subject, images: Images, first: int, left: Left) -> Block:
-    read = []
-    for i, name in enumerate(images.names):
+    read: dict[int, Image] = {}
+    for i, name in enumerate(images.names, first):
         try:
-            read.append(images[i])
+            read[i] = images[i - first]
         except XaiError as problem:
-            left.names[name] = str(problem)
+            left.pictures[i] = name, str(problem)
     while True:
-        bad: dict[str, str] = {}
-        batches = tuple(tuple(model.prepare(Images.of(read, images.label_names), seed=subject.seed,
-                                            memory_bytes=subject.memory_bytes, bad=bad.__setitem__))
+        bad: list[str] = []
+        chosen = Images.of(read.values(), images.label_names)
+        batches = tuple(tuple(model.prepare(chosen, seed=subject.seed, memory_bytes=subject.memory_bytes,
+                                            bad=lambda name, _: bad.append(name)))  # noqa: B023  # called at once
                         for model in subject.models)
         if not bad:
-            return Block(first, tuple(image.name for image in read), batches)
-        left.names.update(bad)
-        read = [image for image in read if image.name not in bad]
+            return Block(first, chosen.names, batches)
+        for i, image in list(read.items()):
+            if image.name in bad and (why := _unfit(subject.models, image)):
+                left.pictures[i] = image.name, why
+                del read[i]
+
+
+def _unfit(models: Sequence[Model], image: Image) -> str:
+    """Why one of the models cannot use a picture; "" where all can. Two pictures may bear the same name."""
+    for model in models:
+        try:
+            model.preprocessing(image)
+        except XaiError as problem:
+            return str(problem)
+    return ""

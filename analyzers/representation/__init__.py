@@ -1,0 +1,1 @@
+"""What layers share: how alike the representations of one or two networks are."""
