@@ -39,6 +39,10 @@ class Left:
 
     pictures: dict[int, tuple[str, str]] = field(default_factory=dict)
 
+    def add(self, name: str, why: str) -> None:
+        """One more, after all others."""
+        self.pictures[len(self.pictures)] = name, why
+
     def panel(self) -> Text:
         """One line for each, the first twenty."""
         lines = [f"{name}: {why}" for _, (name, why) in sorted(self.pictures.items())[:20]]

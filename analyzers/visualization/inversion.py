@@ -106,17 +106,17 @@ class Inversion(Analyzer):
         panels: list[AnyPanel] = []
         rows: list[list[Inverted]] = []
         for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes,
-                                   bad=left.names.__setitem__):
+                                   bad=left.add):
             for i in range(len(batch)):
                 found = [one for view in views if (one := self._inverted(batch, i, view, dead)) is not None]
                 panels += _shown(batch, i, found)
                 rows += [[replace(one, pictures=one.pictures[:0]) for one in found]] if found else []
         if not rows:
-            why = next(iter({**left.names, **dead.names}.values()), "no picture could be used")
+            why = next((why for one in (left, dead) for _, why in one.pictures.values()), "no picture could be used")
             raise error("the layers", "such that one can be inverted for one of the pictures", why.rstrip("."),
                         "Check the network's weights, or name other layers with --set layers=NAME,NAME")
         yield from _summary(views, rows)
-        yield from (one.panel() for one in (left, dead) if one.names)
+        yield from (one.panel() for one in (left, dead) if one.pictures)
         yield from panels
 
     def _inverted(self, batch: Batch, i: int, view: LayerView, dead: Left) -> Inverted | None:
@@ -128,14 +128,14 @@ class Inversion(Analyzer):
         size = float(code.double().norm())
         if not 0 < size < math.inf:
             what = "zero everywhere" if size == 0 else "no finite numbers"
-            dead.names[f"{batch.images[i].name}, layer {view.name}"] = f"what it holds is {what}."
+            dead.add(f"{batch.images[i].name}, layer {view.name}", f"what it holds is {what}.")
             return None
         picture = pre.undo(x0)
         starts = torch.stack([torch.randn(picture[0].shape, generator=batch.generator(i, f"inversion {view.name} {k}"))
                               for k in range(self.restarts)]).to(picture)
         found = self.invert(model, lambda x: until(model, view, _input(pre, x)), code, MIDDLE + START * starts)
         if not found.isfinite().all():
-            dead.names[f"{batch.images[i].name}, layer {view.name}"] = "its gradients are no finite numbers."
+            dead.add(f"{batch.images[i].name}, layer {view.name}", "its gradients are no finite numbers.")
             return None
         with torch.no_grad():
             errors = (until(model, view, _input(pre, found)) - code).flatten(1).double().norm(dim=1) / size
