@@ -14,6 +14,7 @@ import typer
 
 from xai import catalog
 from xai.cli_filters import filters_app
+from xai.cli_fourier import fourier_app
 from xai.cli_lists import methods_app, models_app
 from xai.errors import XaiError, error
 
@@ -119,6 +120,9 @@ def analyze(method: Annotated[str, typer.Argument(help="The analyzer; see `xai m
     """Run one analyzer of any kind on models and data."""
     _go(_ask(data, model, [method], target, layer, set_, weights, save, device, precision, seed, memory,
              compile_, evidence), out, open_, quiet, json_, dry_run)
+
+
+app.add_typer(fourier_app(analyze), name="fourier")
 
 
 @app.command()

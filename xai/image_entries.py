@@ -38,12 +38,14 @@ class Raw:
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture that can be read: its name, its label where that is known beforehand, and how to read it."""
+    """One picture that can be read: its name, its label where that is known beforehand, and how to read it; `source`:
+    which of several named sources it is from ("" where there is one)."""
 
     name: str
     read: Callable[[], Raw]
     label: Label = None
     normalised: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,16 @@ class Images(Sequence[Image]):
         """The pictures' names in order; two pictures may bear the same."""
         return tuple(e.name for e in self._entries)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """For each picture which of several named paths it is from, as that was written; "" where one was named."""
+        return tuple(e.source for e in self._entries)
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The labels that are known before a picture is read; None for the others."""
+        return tuple(e.label for e in self._entries)
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -158,6 +168,10 @@ class Images(Sequence[Image]):
         if isinstance(i, slice):
             return Images(self._entries[i], self.label_names)
         return _image(self._entries[i])
+
+    def take(self, places: Iterable[int]) -> Images:
+        """Those at the given places, in that order; none is loaded."""
+        return Images((self._entries[i] for i in places), self.label_names)
 
     def __iter__(self) -> Iterator[Image]:
         return map(_image, self._entries)
@@ -277,7 +291,7 @@ def _list_many(sources: Sequence[Any], normalised: bool) -> Listing:
     for source in sources:
         first = sum(len(p.entries) for p in parts)
         try:
-            parts.append(_labelled(source, normalised, first))
+            parts.append(_from(source, _labelled(source, normalised, first)))
         except XaiError as reason:
             if normalised:
                 raise
@@ -285,6 +299,13 @@ def _list_many(sources: Sequence[Any], normalised: bool) -> Listing:
             name = os.path.basename(os.fspath(source)) or os.fspath(source) if path else f"picture {first}"
             parts.append(Listing((broken(name, reason),)))
     return joined(parts)
+
+
+def _from(source: Any, listing: Listing) -> Listing:
+    """The listing with the path that was named on every entry."""
+    if not isinstance(source, str | Path):
+        return listing
+    return replace(listing, entries=tuple(replace(e, source=os.fspath(source)) for e in listing.entries))
 
 
 def _labelled(source: Any, normalised: bool, first: int | None) -> Listing:
