@@ -185,10 +185,6 @@ class Images(Sequence[Image]):
         shown = ", ".join(self.names[:3]) + (", ..." if len(self) > 3 else "")
         return f"<{len(self)} images: {shown}>" if len(self) else "<no images>"
 
-    def take(self, order: Iterable[int]) -> Images:
-        """These pictures, by their places, in this order."""
-        return Images([self._entries[i] for i in order], self.label_names)
-
     def good(self) -> tuple[Images, list[tuple[str, str]]]:
         """The pictures that can be read, and (name, sentence) of those that cannot. Reads each once and keeps none."""
         good: list[Entry] = []
