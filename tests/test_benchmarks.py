@@ -94,3 +94,13 @@ def test_the_loops_of_a_dissection_count_alike_and_are_compared(tmp_path: Path,
     for against, goal in dissection.GOALS:
         assert f"| {against}, in ours |" in text
         assert f"at least {goal:g}" in text
+
+
+def test_units_together_are_timed_beside_one_by_one(tmp_path: Path) -> None:
+    table, quick = tmp_path / "table.md", ["--units", "2", "--steps", "2", "--size", "64", "--rounds", "1"]
+    done = subprocess.run([sys.executable, str(HERE / "benchmarks/activation_maximization.py"), *quick,
+                           "--squeezenet", str(tmp_path / "none"), "--table", str(table)],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    assert "at least 1.5" in table.read_text()
+    assert done.returncode == int("| NO |" in table.read_text())

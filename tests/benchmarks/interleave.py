@@ -30,14 +30,16 @@ class Ratio:
     high: float
 
 
-def seconds(arms: Sequence[Arm], rounds: int, clock: str, say: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds of every arm in every round. A first round warms up and does not count; the order rotates by one a round.
+def seconds(arms: Sequence[Arm], rounds: int, clock: str, say: Callable[[str], None],
+            warm: bool = False) -> dict[str, list[float]]:
+    """Seconds of every arm in every round; the order rotates by one a round. A first round warms up and does not count,
+    unless all is `warm`.
 
     `say` is told of each round that is done; clock: cpu (this process) or wall.
     """
     now = CLOCKS[clock]
     found: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for turn in range(-1, rounds):
+    for turn in range(0 if warm else -1, rounds):
         shift = turn % len(arms)
         for arm in (*arms[shift:], *arms[:shift]):
             given = arm.ready()
