@@ -53,7 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("xai.image_arrays", "xai.image_files", "xai.outlines", "xai.glyphs"),
     ("xai.similarity",),
     ("xai.seeds", "xai.health", "xai.provenance", "xai.concept_maps", "xai.devices", "xai.modules", "xai.pace",
-     "xai.statistics", "xai.spectrum", "xai.shapley", "xai.surrogate"),
+     "xai.statistics", "xai.spectrum", "xai.shapley", "xai.surrogate", "xai.alignment"),
     ("xai.result",),
     ("xai.panels", "xai.circuit"),
     ("xai.errors",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -175,3 +176,31 @@ def _kernel(n: int, sizes: Tensor) -> Tensor:
     """The Shapley kernel (n - 1) / (C(n, s) s (n - s)) of sizes (m,)."""
     every = [0.0, *((n - 1) / (math.comb(n, s) * s * (n - s)) for s in range(1, n)), 0.0]
     return torch.tensor(every, dtype=torch.float64)[sizes.long()]
+
+
+def of_vectors(function: Callable[[Tensor], Tensor], x: Tensor, background: Tensor, budget: int = 2**12,
+               generator: torch.Generator | None = None, rows: int = 2**17) -> tuple[Tensor, Tensor]:
+    """Shapley values of a function of vectors, and their standard errors, each (N, F, K) in float64.
+
+    function: (m, F) -> (m, K); x (N, F); background (B, F). v(S) is the mean over the background of the function with
+    the features of S as in x and the others as there (interventional; no feature is weighed by what goes with it).
+    Exact where 2^F - 2 is at most `budget`; otherwise the same `budget` drawn coalitions serve all vectors. N 2^F B
+    rows are asked, about `rows` at once. Adds up: the sum over features is f(x) - mean f(background).
+    """
+    (n, f), b = x.shape, len(background)
+    z, weights = coalitions(f, budget, generator)
+    everything = torch.cat([torch.zeros(1, f), torch.ones(1, f), z.to(torch.float32)]).to(x.device) > 0
+
+    def values(one: Tensor) -> Tensor:
+        """(coalitions, K)."""
+        found = []
+        for part in torch.split(everything, max(1, rows // b)):
+            mixed = torch.where(part[:, None], one, background[None])
+            found.append(function(mixed.view(-1, f)).detach().cpu().double().view(len(part), b, -1).mean(1))
+        return torch.cat(found)
+
+    asked = torch.stack([values(one) for one in x], 1)  # (coalitions, N, K)
+    k = asked.shape[2]
+    flat = asked.reshape(len(everything), n * k)
+    found = solve(z, weights, flat[2:], flat[0], flat[1])
+    return found.phi.view(f, n, k).transpose(0, 1), found.error.view(f, n, k).transpose(0, 1)
