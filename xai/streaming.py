@@ -40,8 +40,9 @@ class Left:
     pictures: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, name: str, why: str) -> None:
-        """One more, after all others."""
-        self.pictures[len(self.pictures)] = name, why
+        """One more, after all others; the same of a second model counts once."""
+        if (name, why) not in self.pictures.values():
+            self.pictures[len(self.pictures)] = name, why
 
     def panel(self) -> Text:
         """One line for each, the first twenty."""

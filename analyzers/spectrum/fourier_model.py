@@ -112,7 +112,7 @@ class FourierModel(Analyzer):
         said = list(dict.fromkeys(text for model in subject.models for text in self._usable(model)[1]))
         if said:
             yield Text(key="missing", title="Maps that could not be made", text=" ".join(said), tone="warning")
-        if left.names:
+        if left.pictures:
             yield left.panel()
 
     def _asked(self, subject: Subject, model: Model, images: Images, left: Left) -> Asked:
@@ -122,9 +122,10 @@ class FourierModel(Analyzer):
         sums = Asked.none(model, cells, (height, width), self.norm or _probes.norm_for(height, width))
         methods = self._usable(model)[0]
         for batch in model.prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes,
-                                   bad=left.names.__setitem__):
+                                   bad=left.add):
             if batch.inputs.shape[-2:] != (height, width):
-                left.names.update({one.name: "a prepared tensor of another size" for one in batch.images})
+                for one in batch.images:
+                    left.add(one.name, "a prepared tensor of another size")
                 continue
             for method in methods:
                 batch.want(*method.layers())
@@ -132,7 +133,7 @@ class FourierModel(Analyzer):
             for method in methods:
                 self._mapped(batch, subject, method, sums)
         if not sums.n:
-            raise XaiError(next(iter(left.names.values()), "No picture could be used."))
+            raise XaiError(next((why for _, why in left.pictures.values()), "No picture could be used."))
         return sums
 
     def _one_batch(self, batch: Batch, sums: Asked) -> None:
