@@ -29,6 +29,7 @@ from torch.testing import assert_close
 
 from reports.export import file_name
 from tests.gradient_nets import Attentive
+from tests.prototype_nets import Distances
 from xai import catalog, run, seeds
 from xai.ask import Ask
 from xai.attribution import Attribution
@@ -43,6 +44,7 @@ from xai.subject import Subject, as_targets
 
 CLASSES = {name: catalog.find(name) for name in sorted(catalog.entries())}
 MAPPERS = [name for name, cls in CLASSES.items() if issubclass(cls, Attribution)]
+COMPARING = [name for name, cls in CLASSES.items() if "prototypes" in cls.needs]
 ATTENTIVE = [name for name, cls in CLASSES.items() if "attention" in cls.needs]
 CAPABILITIES = frozenset({"forward", "gradients", "hooks"})
 LABELS = ("ant", "bee", "cat", "dog")
@@ -105,7 +107,16 @@ class Looking(Net):
         return self.head(self.drop(self.block(self.look(x[:, :3] - x[:, 3:])[..., None, None])))
 
 
-KIND: dict[str, type[Net]] = {"net": Net}  # what `net` makes: for methods that read attention a transformer
+class Comparing(Net):
+    """The same before a head that compares with prototypes."""
+
+    def __init__(self, head: str, spelling: str, width: int = 6) -> None:
+        super().__init__(head, spelling, width)
+        linear = self.head[-1]
+        self.head[-1] = Distances(linear.in_features, len(LABELS))
+
+
+KIND: dict[str, type[Net]] = {"net": Net}  # what `net` makes: for methods that read attention a transformer, ...
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +125,8 @@ def _suited(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     asked = getattr(request.node, "callspec", None)
     if asked is not None and asked.params.get("name") in ATTENTIVE:
         monkeypatch.setitem(KIND, "net", Looking)
+    if asked is not None and asked.params.get("name") in COMPARING:
+        monkeypatch.setitem(KIND, "net", Comparing)
 
 
 def net(head: str = "pooled", spelling: str = "module") -> Net:

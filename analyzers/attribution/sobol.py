@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,8 +17,7 @@ from xai.model import Model
 from xai.panels import Number, View
 from xai.perturbation import Found, Perturbation
 from xai.sampler import VALUES, Sampler, shown
-
-BLOCK = 256  # points that are made ready at a time
+from xai.sobol_indices import MOST, designs, jansen
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Sobol(Perturbation):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_baseline(self.baseline, self.name())
-        most = math.isqrt(torch.quasirandom.SobolEngine.MAXDIM // 2)
+        most = math.isqrt(MOST)
         if self.grid > most:
             raise error("sobol.grid", f"at most {most}, the longest Sobol sequence", self.grid, "Take fewer")
         if self.samples & (self.samples - 1):
@@ -67,29 +65,13 @@ class Sobol(Perturbation):
         """(grid, grid) for each target."""
         grid = side(self.grid, sampler.x.shape[-2:])
         labels = cells(sampler.x, grid)
+        seed = int(torch.randint(2**31, (), generator=sampler.generator(self.name())))
         paint = shown(sampler.x, sampler.baseline(self.baseline, self.name()), labels)
-        scores = torch.cat([answer.scores for answer in sampler.ask(self._designs(sampler, grid**2), paint,
+        scores = torch.cat([answer.scores for answer in sampler.ask(designs(grid**2, self.samples, seed), paint,
                                                                       self.samples * (grid**2 + 2))])
-        a, b, *c = scores.view(-1, self.samples, scores.shape[1])
-        variance = torch.cat([a, b]).var(0, unbiased=False)
-        halves = (torch.stack(c) - a).square() / 2  # (cells, samples, T)
-        scale = torch.where(variance == 0, 1, variance)  # not 0 where a score is no number: the map says so
-        total = torch.where(variance == 0, 0, halves.mean(1) / scale)
-        spread = torch.where(variance == 0, 0, halves.std(1) / self.samples**0.5 / scale)
+        total, spread, _ = jansen(scores, self.samples)
         return [self._found(sampler, own.view(grid, grid), error.view(grid, grid))
                 for own, error in zip(total.T, spread.T, strict=True)]
-
-    def _designs(self, sampler: Sampler, count: int) -> Iterator[Tensor]:
-        """A and B, then A with each column in turn from B: (samples, cells) each, some at a time."""
-        seed = int(torch.randint(2**31, (), generator=sampler.generator(self.name())))
-        engine = torch.quasirandom.SobolEngine(2 * count, scramble=True, seed=seed)  # type: ignore[no-untyped-call]  # torch's own gap
-        a, b = engine.draw(self.samples).chunk(2, 1)
-        yield torch.cat([a, b])
-        for columns in torch.split(torch.arange(count), max(1, BLOCK // self.samples)):
-            mixed = a.repeat(len(columns), 1, 1)
-            for own, i in zip(mixed, columns.tolist(), strict=True):
-                own[:, i] = b[:, i]
-            yield mixed.flatten(0, 1)
 
     def _found(self, sampler: Sampler, total: Tensor, spread: Tensor) -> Found:
         said = "1 where every cell acts alone; more, where cells act together."

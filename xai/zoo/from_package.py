@@ -28,8 +28,10 @@ def load(request: Request) -> Model:
             ("classes",),
             f"The shipped weights have {entry.classes} classes: add --weights FILE or --weights random",
         )
-    if request.options.channels not in (None, 3):
-        refuse_options(request.spec, ("channels",), "This network takes three channels")
+    channels = found.get("channels", 3) if found else 3
+    if request.options.channels not in (None, channels):
+        said = "one channel" if channels == 1 else f"{channels} channels"
+        refuse_options(request.spec, ("channels",), f"This network takes {said}")
     network = request.seeded(lambda: build(name, classes))
     if request.weights is None:
         path = weights_file(name)
@@ -70,6 +72,7 @@ def _preprocessing(name: str, entry: Shipped, found: dict[str, Any] | None) -> P
             tuple(found["std"]),
             resize=resize["short_side"],
             interpolation=resize["interpolation"].split(",")[0],
+            channels=found.get("channels", 3),
             reason=f"the card of {name}",
         )
     except (KeyError, TypeError, AttributeError) as problem:

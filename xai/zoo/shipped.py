@@ -47,6 +47,12 @@ SHIPPED: dict[str, Shipped] = {
         (64, 64),
         10,
     ),
+    "digits-prototypes": Shipped(
+        "xai.zoo.nets.digits_prototypes:digits_prototypes",
+        "prototype autoencoder for handwritten digits, 8x8 grey pixels, whose prototypes can be decoded",
+        (8, 8),
+        10,
+    ),
     "espcn-x2": Shipped(
         "xai.zoo.nets.espcn:espcn_x2",
         "sub-pixel convolutional network that makes a picture twice as large",
