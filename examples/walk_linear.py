@@ -6,13 +6,15 @@ Run from the root of the checkout (a few seconds with --smoke; the largest netwo
 
 Each network has random weights, with constants that are not zero, at its native input size and in float32. Of the class
 with the highest score the row, the votes, the offset (replayed from what was held, without F) and the constants of all
-layers are asked for. It holds where |y - F x - r| is at most 1e-5 of sum |F_i x_i| + sum |r terms|. It writes
-`examples/tables/linear_walk.csv`.
+layers are asked for. It holds where |y - F x - r| is at most 1e-5 of sum |F_i x_i| + sum |r terms|. A network that asks
+for more than `--memory` is not decided. It writes `examples/tables/linear_walk.csv`, a row at a time; what stands there
+already is not done again with `--resume`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gc
 import warnings
@@ -47,25 +49,54 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="three small networks, nothing written")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these networks alone, nothing written")
+    parser.add_argument("--memory", type=float, default=12, help="GB that the process may ask for (Linux; default 12)")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
     parser.add_argument("--mode", default="gate", choices=("gate", "tangent"))
     options = parser.parse_args(arguments)
     wanted = SMOKE if options.smoke else tuple(options.only)
     with (TABLES / "timm_smallest.csv").open(newline="", encoding="utf-8") as file:
         named = [(row["module"], row["model"]) for row in csv.DictReader(file)]
     named += [("test", name) for name in wanted if name not in [model for _, model in named]]
-    rows = []
+    whole, rows = not wanted and options.mode == "gate", list[Row]()
+    if whole:
+        limit(options.memory)
+    done = {row.model: row for row in table()} if whole and options.resume else {}
     for module, model in named:
         if not wanted or model in wanted:
-            rows.append(visit(module, model, options.mode))
+            rows.append(done.get(model) or visit(module, model, options.mode))
             print(", ".join(asdict(rows[-1]).values()), flush=True)
             gc.collect()
-    if not wanted and options.mode == "gate":
-        with (TABLES / "linear_walk.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, [column.name for column in fields(Row)], lineterminator="\n")
-            table.writeheader()
-            table.writerows(asdict(row) for row in rows)
+            if whole:
+                write(rows)
     print(summary(rows))
     return rows
+
+
+def limit(memory: float) -> None:
+    """Let this process ask for no more than so many GB, so that one network cannot end the walk."""
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        top = int(memory * 1e9)
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (top if hard == resource.RLIM_INFINITY else min(top, hard), hard))
+
+
+def table() -> list[Row]:
+    """The rows that were written."""
+    path = TABLES / "linear_walk.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Row(**row) for row in csv.DictReader(file)]
+
+
+def write(rows: Sequence[Row]) -> None:
+    """All rows so far."""
+    with (TABLES / "linear_walk.csv").open("w", newline="", encoding="utf-8") as file:
+        found = csv.DictWriter(file, [column.name for column in fields(Row)], lineterminator="\n")
+        found.writeheader()
+        found.writerows(asdict(row) for row in rows)
 
 
 def visit(module: str, name: str, mode: str = "gate") -> Row:
@@ -89,7 +120,9 @@ def visit(module: str, name: str, mode: str = "gate") -> Row:
             "no pixel has a vote" if not row.any() else "does not hold")
         return Row(module, name, f"{gap:.0e}", f"{share:.4f}", verdict)
     except Exception as problem:  # a walk reports what it meets and goes on
-        return Row(module, name, "", "", " ".join(f"{type(problem).__name__}: {problem}".split())[:160])
+        said = " ".join(f"{type(problem).__name__}: {problem}".split())[:160]
+        short = isinstance(problem, MemoryError) or "allocate memory" in said
+        return Row(module, name, "", "", "needs more memory" if short else said)
 
 
 def alive(network: nn.Module) -> None:
@@ -104,7 +137,9 @@ def alive(network: nn.Module) -> None:
 
 def summary(rows: Sequence[Row]) -> str:
     """The count in words."""
-    return f"y = F x + r holds on {sum(row.verdict == 'holds' for row in rows)} of {len(rows)} networks."
+    short = sum(row.verdict == "needs more memory" for row in rows)
+    return (f"y = F x + r holds on {sum(row.verdict == 'holds' for row in rows)} of {len(rows) - short} networks"
+            + (f"; {short} more need over 12 GB and were not asked." if short else "."))
 
 
 if __name__ == "__main__":
