@@ -535,7 +535,7 @@ def test_a_reader_that_hangs_up_sees_no_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("xai ", {"explain", "analyze", "benchmark", "report", "models", "methods"}),
+        ("xai ", {"explain", "analyze", "benchmark", "report", "models", "methods", "filters", "fourier"}),
         ("xai explain --method gradcam", {"gradcam", "gradcam_plusplus"}),
         ("xai analyze smo", {"smoothgrad"}),
         ("xai explain --model xai:", {f"xai:{name}" for name in SHIPPED}),
