@@ -66,7 +66,8 @@ def test_odd_pictures_are_handled_and_counted(tmp_path: Path) -> None:
     assert [failure.name for failure in done.failures] == ["broken.png"]
     (counts,) = rows(done.result, "counts")
     assert counts == {"group": "all", "used": 33, "unreadable": 0, "too small": 1, "constant": 1, "not finite": 0,
-                      "grey": 2, "colour": 31, "other channels": 0, "8 bits": 32, "16 bits": 1, "float": 0}
+                      "grey": 2, "colour": 31, "other channels": 0, "alpha": 1, "8 bits": 32, "16 bits": 1,
+                      "float": 0}
     assert "Cut to 64 x 64" in panels(done.result)["counts"].note
     (alone,) = rows(seen(str(where)), "counts")
     assert (alone["used"], alone["unreadable"]) == (33, 1)

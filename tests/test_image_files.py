@@ -135,7 +135,7 @@ def test_gps_of_a_phone_jpeg_goes_nowhere(tmp_path: Path) -> None:
     image = load_images(tmp_path / "phone.jpg")[0]
     assert image.size == (9, 6)
     assert set(vars(image)) == {"name", "pixels", "hash", "label", "boxes", "mask", "normalised", "box_labels",
-                                "difficult", "concepts"}  # fmt: skip
+                                "difficult", "concepts", "alpha"}  # fmt: skip
     assert "Secret" not in repr(image)
     assert image.label is None
 

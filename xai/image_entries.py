@@ -24,7 +24,7 @@ class Raw:
 
     `boxes` (k, 4) float32 x0, y0, x1, y1, right and lower edges exclusive; `box_labels` the class of each; `difficult`
     (k,) whether a box is one that a benchmark does not count; `mask` (h, w) bool, the union of all objects meant;
-    `concepts` which colours, parts, ... it shows and where.
+    `concepts` which colours, parts, ... it shows and where; `alpha` whether its file stores transparency.
     """
 
     pixels: Array
@@ -34,6 +34,7 @@ class Raw:
     box_labels: tuple[int | str, ...] | None = None
     difficult: npt.NDArray[np.bool_] | None = None
     concepts: ConceptMaps | None = None
+    alpha: bool = False
 
 
 @dataclass(frozen=True)

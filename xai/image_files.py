@@ -105,6 +105,14 @@ def orientation(stream: IO[bytes], name: str) -> int:
     return value if value in range(1, 9) else 1
 
 
+def has_alpha(stream: IO[bytes], name: str) -> bool:
+    """Whether the file of a picture that `decode` has read says how transparent its pixels are."""
+    try:
+        return bool(_open(stream, name).has_transparency_data)
+    except Exception as cause:  # as in `decode`
+        raise _damaged(name, cause) from cause
+
+
 @contextmanager
 def _no_pil_limit() -> Iterator[None]:
     """PIL's own limit switched off while a header is read, so that ours decides and can name width and height."""

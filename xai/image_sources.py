@@ -26,7 +26,7 @@ from xai.concept_scenes import list_concepts
 from xai.errors import XaiError, did_you_mean, error
 from xai.image_arrays import Array, as_stack, is_tensor, picture
 from xai.image_entries import Entry, Label, Listing, Raw, joined, plain_label
-from xai.image_files import SUFFIXES, decode, decode_pil, stored
+from xai.image_files import SUFFIXES, decode, decode_pil, has_alpha, stored
 from xai.outlines import as_boxes
 from xai.scenes import asked, list_scenes
 
@@ -99,7 +99,7 @@ def _file_entry(path: Path, label: Label = None) -> Entry:
 def _read_file(path: Path, name: str) -> Raw:
     try:
         with path.open("rb") as stream:
-            return Raw(decode(stream, name))
+            return Raw(decode(stream, name), alpha=has_alpha(stream, name))
     except PermissionError as cause:
         raise _forbidden(name) from cause
     except OSError as cause:

@@ -44,6 +44,7 @@ class Image:
     `box_labels`  the class of each box; annotation files give a picture once a class, with the boxes of that class
     `difficult`   (k,) bool: boxes that a benchmark leaves out (VOC's `difficult`, COCO's `iscrowd`)
     `concepts`    which colours, textures, parts, ... it shows and where
+    `alpha`       whether its file stores transparency, which reading put over white
 
     Make one with `Image.of`, which checks it and computes the hash.
     """
@@ -58,6 +59,7 @@ class Image:
     box_labels: tuple[int | str, ...] | None = None
     difficult: npt.NDArray[np.bool_] | None = None
     concepts: ConceptMaps | None = None
+    alpha: bool = False
 
     @classmethod
     def of(
@@ -72,6 +74,7 @@ class Image:
         box_labels: tuple[int | str, ...] | None = None,
         difficult: npt.NDArray[np.bool_] | None = None,
         concepts: ConceptMaps | None = None,
+        alpha: bool = False,
     ) -> Image:
         """A picture from pixels (C, h, w) of one of the three types. Raises XaiError where the parts do not fit."""
         if pixels.ndim != 3 or pixels.dtype.name not in ("uint8", "uint16", "float32"):
@@ -87,7 +90,8 @@ class Image:
                 raise error(f"{what} of {name}", f"{count} long, one a box", len(given), "Give one for each box")
         own = pixels.view()
         own.flags.writeable = False  # the hash must stay true
-        return cls(name, own, content_hash(own), label, boxes, mask, normalised, box_labels, difficult, concepts)
+        return cls(name, own, content_hash(own), label, boxes, mask, normalised, box_labels, difficult, concepts,
+                   alpha)
 
     @property
     def all_difficult(self) -> bool:
@@ -328,11 +332,13 @@ def _image(entry: Entry) -> Image:
     raw = entry.read()
     label = raw.label if entry.label is None else entry.label
     return Image.of(entry.name, raw.pixels, label=label, boxes=raw.boxes, mask=raw.mask, normalised=entry.normalised,
-                    box_labels=raw.box_labels, difficult=raw.difficult, concepts=raw.concepts)  # fmt: skip
+                    box_labels=raw.box_labels, difficult=raw.difficult, concepts=raw.concepts,
+                    alpha=raw.alpha)  # fmt: skip
 
 
 def _raw(image: Image) -> Raw:
-    return Raw(image.pixels, image.label, image.boxes, image.mask, image.box_labels, image.difficult, image.concepts)
+    return Raw(image.pixels, image.label, image.boxes, image.mask, image.box_labels, image.difficult, image.concepts,
+               image.alpha)
 
 
 def _listing(images: Images) -> Listing:

@@ -74,13 +74,14 @@ class Groups:
             return None
         met["used"] += 1
         met[{1: "grey", 3: "colour"}.get(len(pixels), "other channels")] += 1
+        met["alpha"] += image.alpha
         met[{"uint8": "8 bits", "uint16": "16 bits"}.get(pixels.dtype.name, "float")] += 1
         return image if (h, w) == self.shape else Image.of(image.name, np.ascontiguousarray(pixels), label=image.label)
 
     def counts(self) -> Table:
         """What each group holds and what of it was left out."""
         what = ("used", "unreadable", "too small", "constant", "not finite", "grey", "colour", "other channels",
-                "8 bits", "16 bits", "float")
+                "alpha", "8 bits", "16 bits", "float")
         h, w = self.shape
         how = (f"Cut to {h} x {w} pixels from the middle of each, never resized: resizing changes the spectrum"
                if self.cut else f"Whole pictures of {h} x {w} pixels")
