@@ -12,7 +12,7 @@ The guide is `xai:photo20`, trained (on other photographs and on these) or with 
 nothing is augmented, its Gram matrices over all photographs are made once. The control is the same network from the
 same seeds without a guide. Every arm runs from each seed; curves are of a fixed probe set; intervals are over the 1,000
 validation photographs. `--smoke` takes seconds, drawn pictures where the data is absent, and writes nothing; otherwise
-the table goes to examples/tables/guidance.md and the curves to guidance.csv beside it.
+the table goes to examples/tables/guidance.md, the curves to guidance.csv and guidance.svg beside it.
 """
 
 from __future__ import annotations
@@ -264,6 +264,24 @@ def write(text: str, found: dict[tuple[str, int], Trained], table: Path) -> None
             rows.writerows([arm, seed, step, *(f"{v:.4f}" for v in row)] for step, *row in one.curve)
 
 
+def draw(table: Path) -> None:
+    """The curves that `write` wrote, as guidance.svg beside them: a line a seed."""
+    from matplotlib import pyplot
+
+    with table.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for ax, column in zip(axes, ("training_loss", "validation_loss", "cka"), strict=True):
+        for arm, colour in zip(ARMS, ("0.4", "tab:orange", "tab:blue"), strict=True):
+            for seed in dict.fromkeys(row["seed"] for row in rows):
+                own = [row for row in rows if row["arm"] == arm and row["seed"] == seed]
+                ax.plot([int(row["step"]) for row in own], [float(row[column]) for row in own], color=colour,
+                        label=arm if seed == rows[0]["seed"] else None)
+        ax.set(xlabel="step", title=column.replace("_", " ").replace("cka", "CKA with the trained guide"))
+    axes[0].legend(frameon=False)
+    figure.savefig(table.with_suffix(".svg"), metadata={"Date": None})
+
+
 def main() -> None:
     """Load, make the guides' Gram matrices, train every arm from every seed, write."""
     parser = argparse.ArgumentParser(description="A deep plain network guided by a residual one through CKA.")
@@ -294,6 +312,7 @@ def main() -> None:
         text = page(found, done, len(photos.labels), (time.process_time() - started) / 60)
         if not asked.smoke:
             write(text, found, asked.table)
+            draw(asked.table)
     print(text)
 
 
