@@ -280,7 +280,8 @@ def test_a_map_is_the_same_whatever_the_chunk(name: str, photo20: Model) -> None
             assert_close(values, expected[key], rtol=0, atol=1e-5 * float(expected[key].abs().max()))
 
 
-@pytest.mark.parametrize("name", [n for n in FORWARD_ONLY if catalog.find(n).shares])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "sobol" else n
+                                  for n in FORWARD_ONLY if catalog.find(n).shares])
 def test_a_map_does_not_depend_on_which_classes_are_asked_for(name: str, photo20: Model) -> None:
     first = dict(heat(photo20, name, 16, target="rank:2"))["map"]
     small = few(name, photo20)
