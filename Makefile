@@ -14,7 +14,7 @@ check:  ## linter and type checker
 	.venv/bin/mypy
 
 slow:  ## the walk over timm and torchvision, and other long tests
-	.venv/bin/python -m pytest -m "walk or slow"
+	.venv/bin/python -m pytest -n 0 -m "walk or slow"
 
 bench:  ## each speed ratio beside its goal; exits 1 below a goal
 	.venv/bin/pip install -q -c constraints.txt -e ".[bench]"
