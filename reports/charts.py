@@ -211,11 +211,17 @@ def _places(panel: Graph) -> list[tuple[float, float]]:
         if n:
             angles = (2 * np.pi * np.arange(n) / n).tolist()
             return [(round(WIDTH / 2 + 240 * math.sin(a), 1), round(260 - 230 * math.cos(a), 1)) for a in angles]
-    places = []
-    for i in range(n):
-        same = [k for k in range(n) if layer[k] == layer[i]]
-        places.append((round(WIDTH * (same.index(i) + 0.5) / len(same), 1), 30.0 + 96.0 * layer[i]))
-    return places
+    levels = [[i for i in range(n) if layer[i] == k] for k in range(max(layer, default=-1) + 1)]
+    crowded = any(len(own) * (12 + 7 * len(_short(panel.nodes[i], 22))) > WIDTH for own in levels for i in own)
+    most = max(map(len, levels), default=1)
+    at = {}
+    for k, own in enumerate(levels):
+        for j, i in enumerate(own):
+            along = (j + 0.5) / len(own)
+            # where names would cover each other the layers stand side by side, their nodes one under the other
+            at[i] = ((round(90 + (WIDTH - 180) * (k / max(len(levels) - 1, 1)), 1), round(20 + 34.0 * most * along, 1))
+                     if crowded else (round(WIDTH * along, 1), 30.0 + 96.0 * k))
+    return [at[i] for i in range(n)]
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
