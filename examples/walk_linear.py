@@ -121,7 +121,7 @@ def visit(module: str, name: str, mode: str = "gate") -> Row:
         return Row(module, name, f"{gap:.0e}", f"{share:.4f}", verdict)
     except Exception as problem:  # a walk reports what it meets and goes on
         said = " ".join(f"{type(problem).__name__}: {problem}".split())[:160]
-        short = isinstance(problem, MemoryError) or "allocate memory" in said
+        short = isinstance(problem, MemoryError) or "allocate memory" in said or "OutOfMemory" in said
         return Row(module, name, "", "", "needs more memory" if short else said)
 
 

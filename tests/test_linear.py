@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable
 
@@ -162,6 +163,21 @@ def test_f_is_the_exact_jacobian(name: str, mode: str) -> None:
         assert abs(float(found.right[k].flatten() @ dense.Vh[k])) == pytest.approx(1, abs=1e-4)
         assert_close(linear.forward(found.right[k][None])[0], found.left[k] * found.values[k], rtol=1e-3, atol=1e-5)
     assert found.energy == pytest.approx(float(jacobian.square().sum()), rel=1e-9 if found.exact else 0.5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nothing_is_kept_of_a_system_that_is_gone(name: str) -> None:
+    """What was recorded holds hooks that hold what was recorded: a ring that must not outlive its owner."""
+
+    def tensors() -> int:
+        _, _, linear = made(name)
+        linear.terms(torch.ones_like(linear.y))
+        del linear
+        gc.collect()
+        return sum(isinstance(one, Tensor) for one in gc.get_objects())
+
+    tensors()
+    assert tensors() == tensors()
 
 
 def test_many_outputs_have_all_singular_values_where_they_are_asked_for() -> None:

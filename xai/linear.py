@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,12 +59,17 @@ class Linear:
         assert model.head is not None  # asked for outside, so that asking is no part of the tape
         self._module = model.fast.module
         self._ear: Callable[[str, str, Tensor, Tensor], None] | None = None
+        # A hook on a step of the graph holds what holds that step: no collector sees such a ring. So the hooks know
+        # this object weakly, and go with it.
+        self._hooks: list[Any] = []
+        weakref.finalize(self, _removed, self._hooks)
         self._leaf, self._output = self._record()
         self.y: Tensor = self._output.detach()
         self._offset: Tensor | None = None
 
     def _record(self) -> tuple[Tensor, Tensor]:
         where, names = [""], {part: name for name, part in self._module.named_modules()}
+        hooks, me = self._hooks, weakref.ref(self)
 
         def entered(part: nn.Module, args: Any) -> None:
             where.append(names.get(part, where[-1]))
@@ -73,7 +79,8 @@ class Linear:
 
         def told(made: Tensor, constant: Callable[[], Any], kind: str) -> None:
             if made.grad_fn is not None:  # of the step itself: what is done to a view in place takes its hooks away
-                made.grad_fn.register_prehook(partial(self._heard, where[-1], kind, constant, made.output_nr))
+                hooks.append(made.grad_fn.register_prehook(
+                    partial(_hear, me, where[-1], kind, constant, made.output_nr)))
 
         leaf = self.x.clone().requires_grad_()
         with torch.inference_mode(False), torch.enable_grad(), kept(self._module):
@@ -250,6 +257,19 @@ def linearize(model: Any, x: Any, mode: str = "gate", **options: Any) -> Linear:
     if not isinstance(x, Tensor):
         x = next(iter(made.prepare(load_images(x)))).inputs[:1]
     return Linear(made, x[None] if x.ndim == 3 else x, mode)
+
+
+def _hear(me: weakref.ref[Linear], layer: str, kind: str, constant: Callable[[], Any], number: int,
+          found: Sequence[Any]) -> None:
+    linear = me()
+    if linear is not None:
+        linear._heard(layer, kind, constant, number, found)
+
+
+def _removed(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+    hooks.clear()
 
 
 def _decomposed(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, float]:
