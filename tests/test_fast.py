@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import xai
 from xai.fast import Pointwise, fast_form
+from xai.model import Model
 
 
 def noise(*shape: int) -> Tensor:
@@ -102,3 +105,35 @@ def test_a_gradient_through_an_instance_norm_is_the_networks_own(spelled: str) -
     ours, own = (torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0]
                  for net, leaf in zip((fast, network), leaves, strict=True))
     assert_close(ours, own, rtol=1e-4, atol=1e-6)
+
+
+class Viewed(nn.Module):
+    """What a first lesson writes: `view` on activations, here with a batch norm to fold, and on weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 5), nn.BatchNorm2d(6)
+        self.second, self.head = nn.Conv2d(6, 4, 3), nn.Linear(4 * 5 * 5, 4)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.second.weight.view(4, -1).softmax(1).view(4, 6, 3, 3)
+        x = nn.functional.conv2d(self.norm(self.conv(x)).relu(), weight)
+        return self.head(x.view(-1, 4 * 5 * 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_that_views_what_it_made_runs_and_is_folded(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Viewed().to(dtype).eval()
+        x = torch.rand(3, 3, 11, 11).to(dtype)
+    with torch.no_grad():
+        expected = network(x)
+    model = Model(network, mean=[0.4] * 3, std=[0.3] * 3, size=11)
+    assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert model.fast.folded == {"conv"}
+    for name in ("gradcam", "saliency", "rise", "lrp", "fullgrad", "occlusion", "linearscope"):
+        made = xai.explain(model, np.random.default_rng(0).random((11, 11, 3), np.float32), name, evidence="off",
+                           settings={"samples": "20"} if name == "rise" else {}).result
+        assert all(verdict.passed for verdict in made.verdicts), name

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import xai
 from tests.gradient_nets import Attentive
 from xai.errors import XaiError
-from xai.linear import Linear
+from xai.linear import COMPLETE, Linear
 from xai.model import Model
 
 SIZE = 11
@@ -174,7 +174,7 @@ def test_nothing_is_kept_of_a_system_that_is_gone(name: str) -> None:
         linear.terms(torch.ones_like(linear.y))
         del linear
         gc.collect()
-        return sum(isinstance(one, Tensor) for one in gc.get_objects())
+        return sum(type(one) is Tensor for one in gc.get_objects())
 
     tensors()
     assert tensors() == tensors()
@@ -291,6 +291,58 @@ def test_rows_that_cannot_be_batched_come_one_by_one() -> None:
     with pytest.raises(RuntimeError, match="vmap"):
         torch.autograd.grad(linear._output, linear._leaf, every_one[:, None], retain_graph=True, is_grads_batched=True)
     assert_close(linear.transpose(every_one, together=True), linear.transpose(every_one, together=False))
+
+
+class Padded(nn.Module):
+    """A max-pool over a pad of -inf, as TensorFlow's "same" has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(self.conv(x).relu(), (0, 1, 0, 1), value=float("-inf"))
+        return self.head(F.max_pool2d(x, 3, 2).mean((2, 3)))
+
+
+class Standardised(nn.Module):
+    """A convolution whose weights are normed by their own statistics, which no picture changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.conv.weight.view(1, 6, -1), None, None, training=True).view_as(self.conv.weight)
+        return self.head(F.conv2d(x, weight, self.conv.bias).relu().mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the rows of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3 * SIZE, 5, batch_first=True, bidirectional=True), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x.transpose(1, 2).flatten(2))[0].mean(1))
+
+
+@pytest.mark.parametrize("make", [Padded, Standardised, Recurrent])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_networks_that_timm_has_and_torchvision_has_not(make: type[nn.Module], dtype: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = make().to(dtype).eval()
+    x = picture(dtype=dtype)
+    linear = Linear(Model(network, size=SIZE), x)
+    direction = torch.eye(4, dtype=dtype)[1]
+    row, terms = linear.terms(direction)
+    assert linear.gap(direction) <= COMPLETE[dtype]
+    total = float((row * x[0]).double().sum() + (linear.offset * direction).double().sum())
+    assert total == pytest.approx(float(network(x)[0, 1]), rel=1e-5)
+    if make is not Recurrent:  # the constants within an LSTM are those of no layer
+        assert sum(term.value for term in terms) == pytest.approx(float(linear.offset[0, 1]), rel=1e-5)
 
 
 def test_norms_hold_their_scale_and_keep_their_mean_linear() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from xai.panels import Heatmap, Number
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+TABLES = ROOT / "examples" / "tables"
 WEIGHTS = SHARED / "models" / "squeezenet1_0_imagenet.safetensors"
 NETWORKS = (
     "torchvision:squeezenet1_0", "torchvision:resnet50", "torchvision:vgg16", "torchvision:densenet121",
@@ -83,6 +85,37 @@ def test_pixels_decide_in_one_classifier_and_constants_in_another() -> None:
 
 def test_the_smoke_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.verdict for row in script("walk_linear").main(["--smoke"])] == ["holds"] * 3
+
+
+def walked() -> list[dict[str, str]]:
+    """The rows of the walk, with the parameters and the input of each network."""
+    with (TABLES / "timm_smallest.csv").open(newline="", encoding="utf-8") as file:
+        sizes = {row["model"]: row for row in csv.DictReader(file)}
+    with (TABLES / "linear_walk.csv").open(newline="", encoding="utf-8") as file:
+        return [{**sizes[row["model"]], **row} for row in csv.DictReader(file)]
+
+
+def light(row: dict[str, str]) -> bool:
+    """Whether a network takes seconds, not minutes and many GB."""
+    return int(row["parameters"]) < 3e7 and int(row["input"].partition("x")[0]) <= 256
+
+
+def test_the_walk_has_every_module_and_the_readme_its_count() -> None:
+    import timm
+
+    walker, rows = script("walk_linear"), walked()
+    assert sorted(row["module"] for row in rows) == sorted(timm.list_modules())
+    said = walker.summary([walker.Row(*(row[f] for f in ("module", "model", "gap", "explained", "verdict")))
+                           for row in rows])
+    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert sum(row["verdict"] == "holds" for row in rows) >= 90
+
+
+@pytest.mark.walk
+@pytest.mark.parametrize("row", [row for row in walked() if light(row)][::2], ids=lambda row: row["model"])
+def test_a_network_of_the_walk_does_as_the_table_says(row: dict[str, str]) -> None:
+    """Every second of the light ones; `examples/walk_linear.py` does them all."""
+    assert script("walk_linear").visit(row["module"], row["model"]).verdict == row["verdict"]
 
 
 def test_linearscope_shows_what_the_operator_says() -> None:

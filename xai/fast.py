@@ -94,12 +94,16 @@ def fast_form(module: nn.Module, example: Any) -> Fast:
         _point(candidate)
         if laid_out:
             candidate = candidate.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-        if _same(reference, candidate(example)):
+        if _agrees(candidate, example, reference):
             return Fast(candidate, frozenset(conv for conv, _ in pairs))
         if laid_out and example.element_size() < 4:  # rounded too much
             laid = copy.deepcopy(original).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-            if _same(reference, laid(example), 4 * torch.finfo(example.dtype).eps):
+            if _agrees(laid, example, reference, 4 * torch.finfo(example.dtype).eps):
                 return Fast(laid, frozenset())
+        if laid_out:  # a `view` of an activation or a weight cannot be had of what lies channels-last
+            plain = candidate.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stub
+            if _agrees(plain, example, reference):
+                return Fast(plain, frozenset(conv for conv, _ in pairs))
     return Fast(original, frozenset())
 
 
@@ -162,6 +166,15 @@ def _point(module: nn.Module) -> None:
             continue
         if part.kernel_size == part.stride == (1, 1) and part.groups == 1 and part.padding_mode == "zeros":
             part.__class__ = Pointwise  # in place, so that a module with several names stays one
+
+
+def _agrees(module: nn.Module, example: Any, reference: Any, share: float = 1e-4) -> bool:
+    """Whether a form gives what the network gives; one that cannot run does not."""
+    try:
+        found = module(example)
+    except RuntimeError:
+        return False
+    return _same(reference, found, share)
 
 
 def _same(one: Any, two: Any, share: float = 1e-4) -> bool:

@@ -173,7 +173,7 @@ class Frozen(Opened):
 
     # --- linear steps and the constants in them ---
     def _linear(self, func: Rule, name: str, args: Any, kwargs: Any) -> Any:
-        if name == "batch_norm" and _own_statistics(args, kwargs):
+        if name == "batch_norm" and args[0].requires_grad and _own_statistics(args, kwargs):  # of weights: a constant
             raise ValueError("batch norm by the batch's own statistics")
         made = func(*args, **kwargs)
         if self.role == "record":

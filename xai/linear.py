@@ -170,7 +170,8 @@ class Linear:
         found: list[tuple[str, str, float, float, Tensor | None]] = []
 
         def ear(layer: str, kind: str, constant: Tensor, gradient: Tensor) -> None:
-            term = (constant * gradient).double()
+            # a pad of -inf before a max-pool that never picks it: nothing, where inf * 0 would be no number
+            term = torch.where(gradient == 0, 0, constant * gradient).double()
             found.append((layer, kind, float(term.sum()), float(term.abs().sum()), _placed(term, self.x)))
 
         self._ear = ear

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,20 @@ class Curved:
     moving: list[int]
 
 
+@contextlib.contextmanager
+def _plain_steps() -> Iterator[None]:
+    """oneDNN's own steps (LSTMs among them) have no forward-mode derivative; torch's plain ones have."""
+    # not `flags`, which also sets what a CPU warns of
+    was = torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]  # torch's gap
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=was[0])  # type: ignore[no-untyped-call]  # torch's gap
+
+
 def pushed(func: Rule, entry: Curved, tangents: Sequence[Tensor]) -> tuple[Any, Any]:
     """(f(z0), J t): what the function gives where it was asked, and what a change of its arguments does."""
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), forward_ad.dual_level(), _plain_steps():
         leaves = list(entry.leaves)
         for i, tangent in zip(entry.moving, tangents, strict=True):
             # Cloned, both, because the function may work in place.
