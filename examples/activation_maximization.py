@@ -195,7 +195,8 @@ def main(arguments: list[str] | None = None) -> None:
     minutes = (time.perf_counter() - started) / 60
     about = (f"{model.spec}, {asked.size} px, {asked.steps} steps, transforms {asked.transforms}, otherwise the "
              f"defaults of `activation_maximization`; {len(natural)} crops of {len(photographs)} photographs; "
-             f"{minutes:.0f} minutes with {torch.get_num_threads()} thread(s).")
+             f"{minutes:.0f} minutes with {torch.get_num_threads()} thread(s). Written by "
+             "`python examples/activation_maximization.py --table examples/tables/activation_maximization.md`.")
     text = "\n".join(lines) + f"\n\n{about}\n"
     print(text, end="")
     if asked.table:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="three small networks, nothing written")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these networks alone, nothing written")
-    parser.add_argument("--memory", type=float, default=12, help="GB that the process may ask for (Linux; default 12)")
+    parser.add_argument("--memory", type=float, default=16, help="GB that the process may ask for (Linux; default 16)")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
     parser.add_argument("--mode", default="gate", choices=("gate", "tangent"))
     options = parser.parse_args(arguments)
@@ -139,7 +139,7 @@ def summary(rows: Sequence[Row]) -> str:
     """The count in words."""
     short = sum(row.verdict == "needs more memory" for row in rows)
     return (f"y = F x + r holds on {sum(row.verdict == 'holds' for row in rows)} of {len(rows) - short} networks"
-            + (f"; {short} more need over 12 GB and were not asked." if short else "."))
+            + (f"; {short} more need more memory than was allowed." if short else "."))
 
 
 if __name__ == "__main__":

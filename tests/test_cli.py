@@ -343,6 +343,12 @@ def test_what_dry_run_plans_is_what_the_run_counts(method: str, line: CommandLin
     assert cost["check_forwards"] + cost["check_backwards"] == row["checks"] > 0
 
 
+def test_dry_run_of_a_method_that_needs_a_model_asks_for_one(line: CommandLine) -> None:
+    done = line("analyze", "activation_maximization", "--dry-run")
+    assert done.code == 2
+    assert "the model must be named for activation_maximization; got none. Name one with --model." in done.err
+
+
 # --- exit codes where some of several things are bad ---
 def test_a_bad_picture_among_several_is_named_and_the_others_run(line: CommandLine) -> None:
     Path("photos/bad.png").write_text("no picture at all")

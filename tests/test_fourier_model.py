@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from analyzers.spectrum import _probes
+from analyzers.spectrum._groups import spaced
 from analyzers.spectrum._model_panels import first_kernels
-from analyzers.spectrum.fourier_model import FourierModel, chosen
+from analyzers.spectrum.fourier_model import FourierModel
 from xai import catalog, seeds, spectrum
 from xai.errors import XaiError
 from xai.images import Image, Images
@@ -175,8 +176,8 @@ def test_the_planned_cost_is_the_counted_cost() -> None:
 
 
 def test_chosen_pictures_are_evenly_spaced() -> None:
-    assert chosen(images(10), 4).names == ("0", "2", "5", "7")
-    assert len(chosen(images(3), 4)) == 3
+    assert images(10).take(spaced(range(10), 4)).names == ("0", "2", "5", "7")
+    assert len(spaced(range(3), 4)) == 3
 
 
 # --- the gradient ---

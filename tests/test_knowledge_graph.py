@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import xai
-from analyzers.concepts._parts import Left, class_of, hiding, sheets
+from analyzers.concepts._left import Left
+from analyzers.concepts._parts import class_of, hiding, sheets
 from analyzers.concepts.knowledge_graph import KnowledgeGraph
 from tests.command_line import CommandLine
 from xai.alignment import Alignment, Attributed, align, backprop_weights, column_null, contradicted, contradiction

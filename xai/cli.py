@@ -16,6 +16,29 @@ from xai import catalog
 from xai.cli_filters import filters_app
 from xai.cli_fourier import fourier_app
 from xai.cli_lists import methods_app, models_app
+from xai.cli_options import (
+    Compile,
+    Device,
+    Dry,
+    Evidence,
+    Json,
+    Layer,
+    Memory,
+    Method,
+    Model,
+    Open,
+    Out,
+    OwnTarget,
+    Precision,
+    Quiet,
+    Save,
+    Seed,
+    Setting,
+    TargetText,
+    Weights,
+    method_names,
+    model_names,
+)
 from xai.errors import XaiError, error
 
 if TYPE_CHECKING:
@@ -38,49 +61,6 @@ app.add_typer(methods_app, name="methods")
 app.add_typer(filters_app, name="filters")
 
 
-def _methods(incomplete: str) -> list[str]:
-    return [name for name in catalog.entries() if name.startswith(incomplete)]
-
-
-def _models(incomplete: str) -> list[str]:
-    from xai.zoo.names import list_models
-
-    return [name for name in list_models("xai") if name.startswith(incomplete)]
-
-
-def _seed(text: str | int) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise error("the seed", "a whole number from 0", repr(text), "Give one with --seed") from None
-
-
-Model = Annotated[list[str], typer.Option("--model", "-m", help="Model spec; repeat for several.",
-                                          autocompletion=_models)]
-Method = Annotated[list[str], typer.Option("--method", help="Method, or several separated by commas.",
-                                           autocompletion=_methods)]
-Weights = Annotated[list[str], typer.Option("--weights", help='Weights file (safetensors or state dict), or "random".')]
-TargetText = Annotated[str, typer.Option("--target",
-                                         help='top1, top3, class:281, a class name, label, "a - b", rank:2.')]
-OwnTarget = Annotated[str | None, typer.Option("--target", help="What is explained, as for `explain` (default: what "
-                                              "the method explains by itself: top1, of localisation the label).")]
-Setting = Annotated[list[str], typer.Option("--set", help="A parameter, method.key=value or key=value; repeat.")]
-Layer = Annotated[str, typer.Option("--layer", help="Layer to look at; auto asks the network.")]
-Out = Annotated[str, typer.Option("--out", help="Folder to write (default: xai-out/ and a telling name).")]
-Save = Annotated[str, typer.Option("--save", help="Also export maps: npy, png, overlay, separated by commas.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Precision = Annotated[str, typer.Option("--precision",
-                                        help="float32, float64, bfloat16, float16 (default: the weights' own).")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", parser=_seed, metavar="INTEGER")]
-Memory = Annotated[str, typer.Option("--memory", help="Memory budget such as 4G (default: half of what is free).")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the network for methods of many forwards: half a "
-                                       "minute of building, then faster.")]
-Evidence = Annotated[str, typer.Option("--evidence", help="How much each map is checked: off, quick (32 forwards a "
-                                       "map, or half of the method's own), full.")]
-Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on standard output.")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; run nothing.")]
 ShowVersion = Annotated[bool, typer.Option("--version", help="Print the environment, for a bug report.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an unexpected error came from.")]
 
@@ -111,7 +91,7 @@ def explain(images: Annotated[list[str], typer.Argument(help="Pictures, folders,
 
 @app.command()
 def analyze(method: Annotated[str, typer.Argument(help="The analyzer; see `xai methods list`.",
-                                                  autocompletion=_methods)],
+                                                  autocompletion=method_names)],
             model: Model = [], data: Annotated[list[str], typer.Option("--data", help="Pictures or a data set.")] = [],  # noqa: B006  # typer copies
             target: OwnTarget = None, layer: Layer = "", set_: Setting = [], weights: Weights = [], out: Out = "",  # noqa: B006  # typer copies
             save: Save = "", device: Device = "auto", precision: Precision = "", seed: Seed = 0, memory: Memory = "",
@@ -127,7 +107,7 @@ app.add_typer(fourier_app(analyze), name="fourier")
 
 @app.command()
 def benchmark(model: Annotated[str, typer.Option("--model", "-m", help="Model spec.",
-                                                 autocompletion=_models)] = "xai:planted",
+                                                 autocompletion=model_names)] = "xai:planted",
               data: Annotated[str, typer.Option("--data", help="Pictures with masks or boxes: planted:COUNT, Parquet, "
                                                                "COCO, VOC or CSV.")] = "planted:500",
               method: Annotated[list[str], typer.Option("--method", help="Methods, separated by commas, with "
@@ -139,7 +119,6 @@ def benchmark(model: Annotated[str, typer.Option("--model", "-m", help="Model sp
               device: Device = "auto", out: Out = "", seed: Seed = 0, open_: Open = False, quiet: Quiet = False,
               json_: Json = False, dry_run: Dry = False) -> None:
     """Rank attributions on pictures whose evidence is known, beside maps that know nothing of the network."""
-    from xai import catalog
     from xai.run import benchmarked
 
     names = tuple(name for text in method for name in catalog.split(text))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xai.cli_options import Open, Quiet
 from xai.errors import XaiError, error
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ Weights = Annotated[list[str], typer.Option("--weights", help='Weights file, "ra
 Folded = Annotated[bool, typer.Option("--folded", help="Multiply in the scale of a batch norm that follows, as the "
                                       "published data base does.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
@@ -167,7 +167,7 @@ def shift(groups: Annotated[list[str] | None, typer.Argument(help="Two or more g
           weights: Weights = [], folded: Folded = False,  # noqa: B006  # typer copies
           out: Annotated[str, typer.Option("--out", help="Folder to write (default: xai-out/ and a telling name)."
                                            )] = "",
-          seed: Seed = 0, open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+          seed: Seed = 0, open_: Open = False,
           quiet: Quiet = False, json_: Json = False) -> None:
     """Compare groups of filters: drift beside its noise floors, coefficients, phase space, components. One page."""
     from filterdb.database import open as open_database

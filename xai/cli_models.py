@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from xai.cli_options import Open, Quiet
 from xai.errors import error
 
 
@@ -20,8 +21,8 @@ def models_explore(spec: Annotated[str, typer.Argument(help="Model spec, such as
                                                        "name, rank:2.")] = "top1",
                    weights: Annotated[str, typer.Option("--weights", help='Weights file, or "random".')] = "",
                    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
-                   open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-                   quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+                   open_: Open = False,
+                   quiet: Quiet = False,
                    ) -> None:
     """Write a page in which one walks through a network, from the picture's pixels to probabilities."""
     from reports import explorer

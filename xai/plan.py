@@ -11,7 +11,7 @@ from xai.analyzer import Analyzer, Passes
 from xai.ask import Ask, analyzers_of, pictures_of, sorted_out, targets_of
 from xai.attribution import Attribution
 from xai.batch import Batch
-from xai.errors import XaiError
+from xai.errors import XaiError, error
 from xai.evidence import rivals
 from xai.model import Model
 from xai.result import Failure
@@ -83,6 +83,8 @@ def plan(ask: Ask) -> Plan:
 
 def _whole(analyzer: Analyzer, subject: Subject) -> list[PlanRow]:
     """Of what looks at all models and pictures at once: the common forward of each, and the rest."""
+    if not subject.models and analyzer.needs & {"forward", "gradients", "hooks", "weights"}:
+        raise error("the model", f"named for {analyzer.name()}", "none", "Name one with --model")
     for model in subject.models:
         analyzer.check(model)
         if subject.images is not None:

@@ -44,6 +44,11 @@ class Left:
         if (name, why) not in self.pictures.values():
             self.pictures[len(self.pictures)] = name, why
 
+    @property
+    def first(self) -> str:
+        """Why the first of them was left out."""
+        return next((why for _, why in self.pictures.values()), "No picture could be used.")
+
     def panel(self) -> Text:
         """One line for each, the first twenty."""
         lines = [f"{name}: {why}" for _, (name, why) in sorted(self.pictures.items())[:20]]
@@ -110,7 +115,7 @@ def blocks(subject: Subject, size: int, left: Left, numbers: Sequence[int] | Non
             found += len(block)
             yield block
     if not found and numbers is None:
-        raise XaiError(next((why for _, why in left.pictures.values()), "No picture could be used."))
+        raise XaiError(left.first)
 
 
 def _block(subject: Subject, images: Images, first: int, left: Left) -> Block:

@@ -14,13 +14,14 @@ from xai.errors import XaiError, error
 from xai.images import Images
 from xai.model import Model
 from xai.panels import Picture
+from xai.streaming import Left
 from xai.subject import Subject
 
 READ = 32  # pictures that are read at a time
 TILE, GAP = 96, 8
 
 
-def in_order(subject: Subject, images: Images, order: Sequence[int], left: dict[str, str]) -> Iterator[Batch]:
+def in_order(subject: Subject, images: Images, order: Sequence[int], left: Left) -> Iterator[Batch]:
     """Batches of the pictures with these numbers; `left` gets those that cannot be used, with the reason."""
     model = subject.one_model()
     for first in range(0, len(order), READ):
@@ -29,18 +30,18 @@ def in_order(subject: Subject, images: Images, order: Sequence[int], left: dict[
             try:
                 read.append(images[i])
             except XaiError as problem:
-                left[images.names[i]] = str(problem)
+                left.add(images.names[i], str(problem))
         yield from model.prepare(Images.of(read, images.label_names), seed=subject.seed,
-                                 memory_bytes=subject.memory_bytes, bad=left.__setitem__)
+                                 memory_bytes=subject.memory_bytes, bad=left.add)
 
 
-def numbered_batches(subject: Subject, images: Images, left: dict[str, str], most: int | None = None
+def numbered_batches(subject: Subject, images: Images, left: Left, most: int | None = None
                      ) -> Iterator[tuple[Batch, list[int]]]:
     """Batches of the pictures that can be used, of these the first `most`, and their numbers; `left` gets the others
     with the reason."""
     place = done = 0
     for batch in subject.one_model().prepare(images, seed=subject.seed, memory_bytes=subject.memory_bytes,
-                                             bad=left.__setitem__):
+                                             bad=left.add):
         numbers = []
         for image in batch.images:
             while images.names[place] != image.name:

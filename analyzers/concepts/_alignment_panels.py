@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from analyzers.concepts._expert_graph import ExpertGraph
-from analyzers.concepts._parts import Left, Player
+from analyzers.concepts._parts import Player
 from xai.alignment import Attributed, Links, Null, align, column_null, contradicted
 from xai.panels import AnyPanel, Axis, Cell, Column, Curve, Graph, Histogram, Mark, Matrix, Number, Picture, Table, Text
 from xai.result import Verdict
@@ -47,11 +47,6 @@ def basis(graph: ExpertGraph, players: Sequence[Player], told_parts: bool, file:
         lines.append("No expert graph was named: here a class's parts are those that its own pictures show, and "
                      "nothing speaks against a class.")
     return Text(key="basis", title="What is compared", text=" ".join(lines), tone="plain" if file else "warning")
-
-
-def left_out(left: Left) -> Text:
-    """The pictures that took no part."""
-    return Text(key="left", title="Pictures that could not take part", text=f"{left.said()}.", tone="warning")
 
 
 def measured(views: Mapping[str, Attributed], scope: str, tau: float, draws: int,

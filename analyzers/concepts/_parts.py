@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from analyzers.concepts._drawn import KEPT, Packed
+from analyzers.concepts._left import Left
 from xai.batch import Batch
 from xai.errors import XaiError, error
 from xai.images import Image, Images
@@ -41,22 +42,6 @@ class PartModel(Protocol):
 
     def classify(self, parts: Tensor) -> Tensor:
         """Outputs (n, classes)."""
-
-
-@dataclass
-class Left:
-    """Pictures that could not take part, by why."""
-
-    names: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, name: str, why: str) -> None:
-        """One more."""
-        self.names.setdefault(why.rstrip("."), []).append(name)
-
-    def said(self) -> str:
-        """All of it in a line."""
-        return "; ".join(f"{why}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                         for why, names in self.names.items())
 
 
 @dataclass(frozen=True)

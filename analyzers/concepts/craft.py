@@ -25,6 +25,7 @@ from xai.pictures import picture_panels
 from xai.result import Cost, Verdict
 from xai.sobol_indices import designs, jansen
 from xai.statistics import interval
+from xai.streaming import Left
 from xai.subject import Subject
 from xai.tail import Above, Tail
 from xai.targets import Target
@@ -100,7 +101,7 @@ class CRAFT(Analyzer):
         model, images = subject.one_model(), subject.images
         if images is None or not len(images):
             raise error("the pictures", "given for CRAFT", "none", "Name a folder with --data")
-        view, left, crops = model.view(self.layer), dict[str, str](), Crops()
+        view, left, crops = model.view(self.layer), Left(), Crops()
         grid = Grid.of(model.preprocessing.size, self.patch)
         below: LayerView | None = None
         explained: list[Batch] = []
@@ -112,7 +113,7 @@ class CRAFT(Analyzer):
             if room > 0:
                 explained.append(batch.choose(range(min(room, len(batch)))))
         if not crops.where:
-            raise XaiError(next(iter(left.values())))
+            raise XaiError(left.first)
         values = need_finite(crops.of(view), f"the activations of {view.name}", model)
         need_positive(values, view.name)
         seed = int(torch.randint(2**31, (), generator=seeds.generator(subject.seed, "craft")))
@@ -126,9 +127,8 @@ class CRAFT(Analyzer):
         yield from self._split(model, images, crops, grid, factors, order, below, seed)
         for batch, part in zip(explained, worth, strict=True):
             yield from self._pictured(batch, part, order)
-        if left:
-            yield Text(key="left", title="Pictures that could not be read", tone="warning",
-                       text=" ".join(f"{name}: {why}" for name, why in left.items()))
+        if left.pictures:
+            yield left.panel()
 
     # --- worth ---
     def _worth(self, batch: Batch, target: Target, view: LayerView, factors: Factors, seed: int) -> list[Worth]:

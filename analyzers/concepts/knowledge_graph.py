@@ -11,7 +11,8 @@ from torch import Tensor
 
 from analyzers.concepts import _alignment_panels as drawn
 from analyzers.concepts._expert_graph import ExpertGraph, graph_of, read_graph
-from analyzers.concepts._parts import Ask, Left, Player, annotated, class_of, from_scores, part_names, sheets, told
+from analyzers.concepts._left import Left
+from analyzers.concepts._parts import Ask, Player, annotated, class_of, from_scores, part_names, sheets, told
 from xai import seeds
 from xai.alignment import Attributed
 from xai.analyzer import Analyzer, Passes, param
@@ -122,7 +123,7 @@ class KnowledgeGraph(Analyzer):
 
         yield drawn.basis(graph, players, own is not None, self.graph, self._how(own is not None), unknown)
         if left.names:
-            yield drawn.left_out(left)
+            yield left.panel()
         yield from drawn.measured(views, scope, self.tau, self.draws, numbers)
         yield from drawn.told(views[scope], graph, self.draws, numbers)
         yield drawn.over_tau(views, self.tau)

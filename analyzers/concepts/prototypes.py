@@ -35,11 +35,12 @@ from xai.batch import Batch
 from xai.errors import XaiError, error
 from xai.images import Images
 from xai.model import Model
-from xai.panels import AnyPanel, Cell, Column, Table, Text
+from xai.panels import AnyPanel, Cell, Column, Table
 from xai.pictures import picture_panels
 from xai.prototype_head import PrototypeHead, evidence, falling, nearest, own_classes
 from xai.result import Cost, Verdict
 from xai.statistics import wilson
+from xai.streaming import Left
 from xai.subject import Subject
 from xai.targets import find_class
 
@@ -57,7 +58,7 @@ class _All:
     labelled: bool = True
     off: float = 0.0
     finite: bool = True
-    left: dict[str, str] = field(default_factory=dict)
+    left: Left = field(default_factory=Left)
 
 
 @dataclass
@@ -121,13 +122,13 @@ class Prototypes(Analyzer):
         if images is None or not len(images):
             raise error("the pictures", "given for prototypes", "none", "Name a folder with --data")
         every = _All()
-        explained = [batch for batch, _ in numbered_batches(subject, images, {}, self.pictures)]
+        explained = [batch for batch, _ in numbered_batches(subject, images, Left(), self.pictures)]
         pages = [picture_panels(batch) for batch in explained]  # outside: a pass of an open network is counted by it
         with model.opened() as module:
             reader = Reader(model, module)
             self._read(subject, images, reader, every)
             if not every.least:
-                raise XaiError(next(iter(every.left.values())))
+                raise XaiError(every.left.first)
             with torch.no_grad():
                 found = self._found(model, reader.head, every)
                 yield self._drawn(model, reader, images, every, found)
@@ -137,9 +138,8 @@ class Prototypes(Analyzer):
                 for batch, page in zip(explained, pages, strict=True):
                     yield from self._explained(batch, page, reader, found, every, trials)
         yield from self._verdicts(every, found, trials)
-        if every.left:
-            yield Text(key="left", title="Pictures that could not be read", tone="warning",
-                       text=" ".join(f"{name}: {why}" for name, why in every.left.items()))
+        if every.left.pictures:
+            yield every.left.panel()
 
     # --- all pictures ---
     def _read(self, subject: Subject, images: Images, reader: Reader, every: _All) -> None:

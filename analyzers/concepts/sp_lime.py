@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from analyzers.concepts import _evidence
 from analyzers.concepts._drawn import Packed
 from analyzers.concepts._evidence import Parts, Seen, View
+from analyzers.concepts._left import Left
 from analyzers.concepts._pick import Coverage, importance, shared_out, sparsified
 from analyzers.concepts._words import Words, group, pooled, raster, unit
 from xai import seeds
@@ -35,22 +36,6 @@ EACH = 5  # superpixels a word on average, at least: a word of one superpixel ma
 SHARED = {"no": "", "each": " Each predicted class has a pick of its own.",
           "sqrt": " Each predicted class has a pick of its own; the picks are shared out by the square root of its "
                   "number of pictures."}
-
-
-@dataclass
-class Left:
-    """Pictures that could not take part, by what stood in the way."""
-
-    names: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, why: str, name: str) -> None:
-        """One more."""
-        self.names.setdefault(why, []).append(name)
-
-    def said(self) -> str:
-        """All of it in a line."""
-        return "; ".join(f"{why}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                         for why, names in self.names.items())
 
 
 @dataclass(frozen=True)
@@ -140,7 +125,7 @@ class SPLIME(Analyzer):
                         "segmentation, more samples, signs=both, or a model whose score depends on what is shown")
         yield Text(key="comparable", title="What the pick rests on", text=self._comparable(model))
         if left.names:
-            yield Text(key="left", title="Pictures that could not take part", text=f"{left.said()}.", tone="warning")
+            yield left.panel()
         yield _evidence.curves(views, DRAWS)
         yield _evidence.beside(views)
         for one, two in itertools.combinations(views, 2):
@@ -170,7 +155,7 @@ class SPLIME(Analyzer):
     def _explained(self, model: Model, subject: Subject, left: Left) -> Iterator[Seen]:
         assert subject.images is not None
         for batch in model.prepare(subject.images, seed=subject.seed, memory_bytes=subject.memory_bytes,
-                                   bad=lambda name, said: left.add(said.rstrip("."), name)):
+                                   bad=left.add):
             if self._layered(model):
                 batch.want(self.layer)
             bound = batch.bind(subject.targets[0])
@@ -196,7 +181,7 @@ class SPLIME(Analyzer):
         try:
             return self._made(sampler, bound, how, features, left)
         except XaiError as problem:
-            left.add(f"{how}, {str(problem).rstrip('.')}", sampler.batch.images[sampler.i].name)
+            left.add(sampler.batch.images[sampler.i].name, f"{how}, {problem}")
             return None
 
     def _made(self, sampler: Sampler, bound: Bound, how: str, features: Tensor | None, left: Left) -> Parts | None:
@@ -204,8 +189,8 @@ class SPLIME(Analyzer):
         labels = raster(superpixels(sampler, how, self.segments, self.smooth))
         n = int(labels.max()) + 1
         if n < 2 or n >= self.samples // 2:
-            left.add(f"{how}, fewer than two superpixels" if n < 2 else
-                     f"{how}, as many superpixels as the {self.samples // 2} pairs of masks or more", image.name)
+            left.add(image.name, f"{how}, fewer than two superpixels" if n < 2 else
+                     f"{how}, as many superpixels as the {self.samples // 2} pairs of masks or more")
             return None
         fill = hidden_by(sampler, labels, self.baseline, self.name())
         fit = explain_segments(sampler, labels, fill, _stream(how), samples=self.samples,
@@ -216,7 +201,7 @@ class SPLIME(Analyzer):
         else:
             vectors, cells = pooled(features[sampler.i], labels)[ids], _cells(features[sampler.i], labels)
         if not (fit.weights.isfinite().all() and vectors.isfinite().all()):
-            left.add(f"{how}, the model gives what is no finite number", image.name)
+            left.add(image.name, f"{how}, the model gives what is no finite number")
             return None
         there = vectors.norm(dim=1) > 0
         ids, total = ids[there], fit.weights.abs().sum()
@@ -240,7 +225,7 @@ class SPLIME(Analyzer):
         points = [one.parts[how].vectors for one in members]
         if not sum(map(len, points)):
             for one in members:
-                left.add(f"{how}, nothing that is shown speaks for what is explained", one.name)
+                left.add(one.name, f"{how}, nothing that is shown speaks for what is explained")
             return None
         named = [one.picture for one in members]
         most = max(2, sum(map(len, points)) // EACH)

@@ -21,6 +21,7 @@ from xai.errors import XaiError, error
 from xai.images import Images, load_images
 from xai.panels import AnyPanel, Axis, Cell, Column, Histogram, Matrix, Table, Text
 from xai.result import Cost, Verdict
+from xai.streaming import Left
 from xai.subject import Subject
 from xai.targets import Bound, find_class
 
@@ -102,7 +103,7 @@ class TCAV(Analyzer):
 
     def run(self, subject: Subject) -> Iterator[AnyPanel | Verdict]:
         """The classes' gradients, then each concept beside random ones."""
-        images, left = subject.images, dict[str, str]()
+        images, left = subject.images, Left()
         if images is None or not len(images):
             raise error("the pictures", "given for TCAV", "none", "Name a folder with --data")
         gradients, groups = self._gradients(subject, images, left)
@@ -129,9 +130,8 @@ class TCAV(Analyzer):
         yield from strips
         yield from _histograms(rows)
         yield from checks
-        if left:
-            yield Text(key="left", title="Pictures that could not be read", tone="warning",
-                       text=" ".join(f"{name}: {why}" for name, why in left.items()))
+        if left.pictures:
+            yield left.panel()
 
     # --- what is compared ---
     def _concepts(self) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ class TCAV(Analyzer):
         text = subject.targets[0].text
         return text.startswith("class:") or find_class(text, subject.one_model().labels, 1 << 30) is not None
 
-    def _gradients(self, subject: Subject, images: Images, left: dict[str, str]) -> tuple[Tensor, dict[str, list[int]]]:
+    def _gradients(self, subject: Subject, images: Images, left: Left) -> tuple[Tensor, dict[str, list[int]]]:
         """(m, D), and the rows of each class that is tested."""
         order = torch.randperm(len(images), generator=seeds.generator(subject.seed, "tcav pictures")).tolist()
         found: list[Tensor] = []
@@ -162,7 +162,7 @@ class TCAV(Analyzer):
             if len(names) >= self.pictures:
                 break
         if not names:
-            raise XaiError(next(iter(left.values()), "")) if left else error(
+            raise XaiError(left.first) if left.pictures else error(
                 "the pictures", f"such that one is of {subject.targets[0].text}", "none", "Name others with --data")
         gradients = torch.cat(found)[: self.pictures]
         if not gradients.any():
@@ -174,7 +174,7 @@ class TCAV(Analyzer):
         most = sorted(members, key=lambda name: (-len(members[name]), name))[: self.classes]
         return gradients, {name: members[name] for name in most}
 
-    def _examples(self, subject: Subject, concept: str, left: dict[str, str]) -> Pictures:
+    def _examples(self, subject: Subject, concept: str, left: Left) -> Pictures:
         if concept in CONCEPTS:
             images = self._rendered(subject, self.size, concept)
         else:
@@ -185,7 +185,7 @@ class TCAV(Analyzer):
                         len(found.values), "Name a folder with more of them")
         return found
 
-    def _pool(self, subject: Subject, images: Images, source: str, left: dict[str, str]) -> Pictures:
+    def _pool(self, subject: Subject, images: Images, source: str, left: Left) -> Pictures:
         if source == "rendered":
             images = self._rendered(subject, self.pool, "")
         elif source != "data":
@@ -198,7 +198,7 @@ class TCAV(Analyzer):
         seed = int(torch.randint(2**31, (), generator=seeds.generator(subject.seed, "tcav rendered", concept)))
         return rendered(count, subject.one_model().preprocessing.size, seed, concept)
 
-    def _seen(self, subject: Subject, images: Images, order: list[int], left: dict[str, str]) -> Pictures:
+    def _seen(self, subject: Subject, images: Images, order: list[int], left: Left) -> Pictures:
         values: list[Tensor] = []
         seen: list[np.ndarray[Any, np.dtype[Any]]] = []
         for batch in in_order(subject, images, order, left):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,7 @@ class Groups:
                           "Python left in (unreadable).")
 
 
-def spaced(members: tuple[int, ...], most: int | None) -> list[int]:
+def spaced(members: Sequence[int], most: int | None) -> list[int]:
     """At most so many of them, evenly spaced, in order."""
     if most is None or len(members) <= most:
         return list(members)

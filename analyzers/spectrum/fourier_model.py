@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from analyzers.spectrum import _model_panels, _probes
+from analyzers.spectrum._groups import spaced
 from analyzers.spectrum._model_panels import Asked, MapSums
 from xai.analyzer import Analyzer, Passes, param
 from xai.attribution import Attribution
@@ -100,7 +101,7 @@ class FourierModel(Analyzer):
         if not subject.models:
             raise error(f"the models for {self.name()}", "given", "none", "Name one with --model")
         left = Left()
-        images = chosen(subject.images, self.pictures)
+        images = subject.images.take(spaced(range(len(subject.images)), self.pictures))
         asked = [self._asked(subject, model, images, left) for model in subject.models]
         labelled = all(one.known == one.n for one in asked)
         yield from _model_panels.summary(asked, labelled)
@@ -133,7 +134,7 @@ class FourierModel(Analyzer):
             for method in methods:
                 self._mapped(batch, subject, method, sums)
         if not sums.n:
-            raise XaiError(next((why for _, why in left.pictures.values()), "No picture could be used."))
+            raise XaiError(left.first)
         return sums
 
     def _one_batch(self, batch: Batch, sums: Asked) -> None:
@@ -157,12 +158,3 @@ class FourierModel(Analyzer):
         into = sums.maps.setdefault(method, MapSums())
         for one in values:
             into.add(one, sums.shape)
-
-
-def chosen(images: Images, most: int) -> Images:
-    """At most so many pictures, evenly spaced over the collection."""
-    n = len(images)
-    if n <= most:
-        return images
-    return images.take(i * n // most for i in range(most))
-

@@ -15,6 +15,7 @@ from analyzers.visualization._transforms import fresh
 from xai import seeds
 from xai.images import Images
 from xai.model import Model
+from xai.streaming import Left
 from xai.targets import find_class
 
 FRESH = 16  # draws of the other augmentations
@@ -82,10 +83,10 @@ def _same(judge: Model, model: Model, index: int | None) -> int | None:
 
 
 # --- natural pictures ---
-def natural(model: Model, images: Images, size: tuple[int, int], left: dict[str, str]) -> Iterator[Tensor]:
+def natural(model: Model, images: Images, size: tuple[int, int], left: Left) -> Iterator[Tensor]:
     """The pictures as the model sees them, in [0, 1], resized to the size that is optimised: (n, C, H, W) at a time.
     Bad ones are noted in `left`."""
-    for batch in model.prepare(images, bad=left.__setitem__):
+    for batch in model.prepare(images, bad=left.add):
         yield enlarged(model.preprocessing.undo(batch.inputs.float().cpu()), size)
 
 

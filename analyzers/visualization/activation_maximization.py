@@ -26,8 +26,9 @@ from xai.analyzer import Analyzer, param
 from xai.errors import XaiError, error
 from xai.images import Images
 from xai.model import Model
-from xai.panels import AnyPanel, Text
+from xai.panels import AnyPanel
 from xai.result import Cost, Verdict
+from xai.streaming import Left
 from xai.subject import Subject
 
 SIDE = 128  # pixels, where the network takes any size
@@ -103,7 +104,7 @@ class ActivationMaximization(Analyzer):
         model, images = subject.models[0], subject.images
         for judge in subject.models:
             judge.preprocessing.constant(0.5)  # it is known, or the sentence comes now
-        size, left = self._size(model), dict[str, str]()
+        size, left = self._size(model), Left()
         spectrum = None if images is None else _quality.mean_magnitudes(_quality.natural(model, images, size, left))
         natural = analytic(model.preprocessing.channels, *size) if spectrum is None else spectrum
         setting = Setting(size, self._how(model, size, spectrum), natural,
@@ -115,9 +116,8 @@ class ActivationMaximization(Analyzer):
         values = self._natural(model, images, size, units) if images is not None else torch.zeros(0, len(units))
         best = {unit.text: float(v) for unit, v in zip(units, values.amax(0), strict=True)} if len(values) else {}
         yield from _excited.panels(model, subject.models[1:], made, best, len(values), setting, self._plan(setting))
-        if left:
-            yield Text(key="left", title=f"Pictures that were left out ({len(left)})", tone="warning",
-                       text=" ".join(f"{name}: {why}" for name, why in list(left.items())[:20]))
+        if left.pictures:
+            yield left.panel()
 
     # --- what is asked ---
     def _named(self, subject: Subject) -> list[str]:
@@ -201,7 +201,7 @@ class ActivationMaximization(Analyzer):
 
     def _reference(self, model: Model, subject: Subject, setting: Setting) -> Tensor:
         if subject.images is not None:
-            return torch.cat(list(_quality.natural(model, subject.images[:REFERENCE], setting.size, {})))
+            return torch.cat(list(_quality.natural(model, subject.images[:REFERENCE], setting.size, Left())))
         noise = Maco(model.preprocessing.channels, setting.size)
         made = seeds.generator(0, "reference", self.name())  # which units are shown does not follow the seed
         return noise.picture(torch.stack([noise.start(made) for _ in range(REFERENCE)])).to(model.device)
@@ -231,7 +231,7 @@ class ActivationMaximization(Analyzer):
     def _natural(self, model: Model, images: Images, size: tuple[int, int], units: list[Unit]) -> Tensor:
         """(n, units) values of the images at the size of the pictures."""
         with Network(model, units, self.cosine_power, len(units)).open() as network:
-            return torch.cat([network.each(part) for part in _quality.natural(model, images, size, {})])
+            return torch.cat([network.each(part) for part in _quality.natural(model, images, size, Left())])
 
 
 def _example(model: Model, size: tuple[int, int]) -> Tensor:
